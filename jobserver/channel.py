@@ -1,0 +1,53 @@
+"""The parent's end of a result channel: reads what is there, never waits."""
+
+from __future__ import annotations
+
+import os
+from typing import Final, Optional, Union
+
+from . import forks, wire
+from .protocols import Closed
+
+_READ_AT_ONCE: Final = 1 << 20  # bytes read before other channels get their turn
+
+
+class PipeChannel:
+    """A pipe from one worker that carries one frame."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)  # this end's description is nobody else's
+        self._fd = fd
+        self._header = bytearray(wire.HEADER.size)
+        self._content: Optional[bytearray] = None
+        self._filled = 0
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def receive(self) -> Union[wire.Frame, Closed, None]:
+        """The frame once it is whole, CLOSED if there will be none, None if not yet known."""
+        budget = _READ_AT_ONCE
+        while budget > 0:
+            target = self._header if self._content is None else self._content
+            if self._filled < len(target):
+                try:
+                    with memoryview(target) as whole, whole[self._filled :] as rest:
+                        count = os.readv(self._fd, [rest])
+                except BlockingIOError:
+                    return None
+                if count == 0:
+                    return Closed.CLOSED
+                self._filled += count
+                budget -= count
+            elif self._content is None:
+                _, text, body = wire.HEADER.unpack(self._header)
+                self._content = bytearray(text + body)
+                self._filled = 0
+            else:
+                kind, text, _ = wire.HEADER.unpack(self._header)
+                view = memoryview(self._content)
+                return wire.Frame(kind, str(view[:text], "utf-8"), view[text:])
+        return None
+
+    def close(self) -> None:
+        forks.close(self._fd)

@@ -1,0 +1,430 @@
+"""The executor's one thread: it turns pending work into runs, and runs into finished futures.
+
+    submit ──> pending ──(slot, gate)──> launch ──> run ──(due)──> future.set_result
+                  │                                                     or set_exception
+                  └── cancel
+
+The thread waits where every wait of the process goes through, the engine, so that it reclaims
+slots which the process itself holds through finished work, its own or another's.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures.process import BrokenProcessPool
+from typing import Generic, Optional, TypeVar, Union
+
+import attrs
+
+from . import worker
+from .callbacks import issue_due
+from .errors import CallbackRaised, LostResult
+from .forker import Forker, ForkerLost
+from .future import load
+from .protocols import Launcher, Slot, Work
+from .resources import Resources
+from .run import Group, Run
+from .settings import Settings
+
+T = TypeVar("T")
+
+logger = logging.getLogger("jobserver")
+
+
+# The one subclass of a class that is final for everybody else: see errors.
+class LostWorker(  # type: ignore[misc]
+    LostResult,  # pyright: ignore[reportGeneralTypeIssues]
+    BrokenProcessPool,
+    combined=True,
+):
+    """A `LostResult` for programs that catch `BrokenProcessPool`."""
+
+
+class _Waiters(list[T], Generic[T]):
+    """The list in which `concurrent.futures.wait` and `as_completed` leave who waits."""
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        super().__init__()
+        self._dispatch = weakref.ref(dispatch)
+
+    def append(self, waiter: T) -> None:
+        super().append(waiter)
+        self._count(1)
+
+    def remove(self, waiter: T) -> None:
+        super().remove(waiter)
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        dispatch = self._dispatch()
+        if dispatch is not None:
+            dispatch.count_waiting(change)
+
+
+class AwaitedFuture(concurrent.futures.Future[T]):
+    """A Future that tells its executor's thread when somebody waits for it, or cancels it."""
+
+    # It does not keep the executor, nor its thread's state.
+    def __init__(self, dispatch: Dispatch) -> None:
+        super().__init__()
+        self._dispatch = weakref.ref(dispatch)
+        # The standard library has no event for "somebody waits"; this list is where it shows.
+        self._waiters = _Waiters(dispatch)
+
+    def result(self, timeout: Optional[float] = None) -> T:
+        with self._awaited():
+            return super().result(timeout)
+
+    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+        with self._awaited():
+            return super().exception(timeout)
+
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        dispatch = self._dispatch()
+        if cancelled and dispatch is not None:
+            dispatch.prune(self)
+        return cancelled
+
+    @contextlib.contextmanager
+    def _awaited(self) -> Generator[None, None, None]:
+        dispatch = self._dispatch()
+        if dispatch is None or self.done():
+            yield
+            return
+        dispatch.count_waiting(1)
+        try:
+            yield
+        finally:
+            dispatch.count_waiting(-1)
+
+
+@attrs.frozen(eq=False)
+class _Item:
+    """A submission that waits for a slot."""
+
+    future: AwaitedFuture[object]
+    work: Work
+
+
+class Dispatch:
+    """What an executor shares with its thread. The engine's lock guards its attributes."""
+
+    def __init__(self, resources: Resources, settings: Settings, *, owned: bool) -> None:
+        self.resources = resources
+        self.pending: deque[_Item] = deque()
+        self.closing = False
+        self.broken: Optional[BaseException] = None  # why no more work can be run
+        self.pid = os.getpid()
+        self._settings = settings
+        self._owned = owned
+        self._group = Group()
+        self._launcher: Launcher = resources.launcher
+        self._forker: Optional[Forker] = None
+        self._thread: Optional[threading.Thread] = None
+        self._start_lock = threading.Lock()
+        self._changed = False
+        self._waiting = 0
+        self._held: list[Slot] = []
+        self._lent: Optional[Run] = None
+        self._pause = 0.0  # the gate is not to be asked before
+        resources.engine.retain()
+
+    def submit(self, work: Work) -> AwaitedFuture[object]:
+        """Queue work. RuntimeError after `close`, BrokenProcessPool when broken."""
+        if self.pid != os.getpid():
+            raise RuntimeError(
+                f"this executor belongs to process {self.pid}, of which this process is a fork"
+            )
+        with self._start_lock:
+            self._check_usable()
+            if self._thread is None:
+                self._start()
+        future: AwaitedFuture[object] = AwaitedFuture(self)
+        with self.resources.engine.lock:
+            self._check_usable()
+            self.pending.append(_Item(future, work))
+        self._tell()
+        return future
+
+    def prune(self, future: concurrent.futures.Future[T]) -> None:
+        """Forget pending work that was cancelled, and tell those who wait for it."""
+        with self.resources.engine.lock:
+            items = [item for item in self.pending if item.future is future]
+            for item in items:
+                self.pending.remove(item)
+        for item in items:
+            item.future.set_running_or_notify_cancel()
+        self._tell()
+
+    def count_waiting(self, change: int) -> None:
+        """Somebody begins (1) or ends (-1) to wait for work of this executor."""
+        with self.resources.engine.lock:
+            self._waiting += change
+        # Only a process that runs work on a slot has one to lend to whom it waits for.
+        if change > 0 and worker.held is not None:
+            self._tell()
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Accept nothing more; let the thread end when all is done. Idempotent."""
+        if self.pid != os.getpid():
+            return
+        with self.resources.engine.lock:
+            cancelled = [item.future for item in self.pending] if cancel else []
+            first = not self.closing
+            self.closing = True
+        for future in cancelled:
+            future.cancel()
+        with self._start_lock:
+            never_started = self._thread is None
+        if never_started and first:
+            self._end()
+        self._tell()
+
+    def join(self) -> None:
+        """Wait until the thread has ended; that is waiting for its work."""
+        thread = self._thread
+        if thread is None or self.pid != os.getpid() or thread is threading.current_thread():
+            return
+        self.count_waiting(1)
+        try:
+            thread.join()
+        finally:
+            self.count_waiting(-1)
+        _await_kernel(thread)
+
+    def _check_usable(self) -> None:
+        if self.broken is not None:
+            raise BrokenProcessPool(str(self.broken)) from self.broken
+        if _exiting:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        if self.closing:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        self.resources.check_open()
+
+    def _start(self) -> None:
+        """Start the thread; under fork, first what forks in its stead."""
+        if self.resources.context.get_start_method() == "fork":
+            preexec = self._settings.preexec
+            self._forker = Forker.shared(preexec)
+            self._launcher = self._forker
+            if preexec is not None and self._forker.carried is preexec:
+                self._settings = attrs.evolve(self._settings, preexec=worker.Carried())
+        self._thread = threading.Thread(target=self._work, name="JobserverExecutor")
+        _open.add(self)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._thread = None
+            _open.discard(self)
+            if self._forker is not None:
+                self._forker.close()
+            raise
+        logger.debug("executor %x: started", id(self))
+
+    def _tell(self) -> None:
+        """Have the thread look at what has changed."""
+        self._changed = True
+        self.resources.engine.notify()
+
+    # What follows runs in the thread.
+
+    def _work(self) -> None:
+        engine = self.resources.engine
+        while True:
+            self._changed = False
+            self._settle_due()
+            with engine.lock:
+                if self.closing and not (self.pending or self._group.tracked or self._group.due):
+                    break
+            self._launch_pending()
+            paused = engine.clock() < self._pause
+            until = self._pause if paused and self.pending else None
+            engine.wait(
+                functools.partial(self._ready, paused),
+                until,
+                for_slot=bool(self.pending) and not paused,
+            )
+        self._end()
+
+    def _ready(self, paused: bool) -> bool:
+        """Whether there is something to do; takes a slot for pending work if there is one."""
+        if self._changed or self._group.due:
+            return True
+        if paused or not self.pending:
+            return False
+        slots = self.resources.engine.slots
+        slot = slots.take()
+        if slot is not None and self._lent is not None and slots.is_lent(self._lent.slot):
+            self._lent.relieve(slot)
+            slot = slots.take()
+        if slot is None and self._waiting:
+            # Somebody of this process waits for this work and computes nothing: it can run on
+            # the slot on which the process itself runs, if it does.
+            slot = slots.lend()
+        if slot is not None:
+            self._held.append(slot)
+        return bool(self._held)
+
+    def _launch_pending(self) -> None:
+        """Launch the oldest pending work, as much as there are slots; fail what cannot be."""
+        engine = self.resources.engine
+        while engine.clock() >= self._pause:
+            with engine.lock:
+                if not (self.pending and (self._held or self._ready(False)) and self._held):
+                    break
+                future = self.pending[0].future
+            try:
+                delay = self._settings.delay()
+            except Exception as error:
+                self._fail_oldest(error)
+                continue
+            if delay is not None:
+                self._pause = engine.clock() + delay
+                break
+            with engine.lock:
+                if not self.pending or self.pending[0].future is not future:
+                    continue  # cancelled meanwhile
+                item = self.pending.popleft()
+            if item.future.set_running_or_notify_cancel():
+                self._launch(item)
+        self.resources.put_back(self._held)
+
+    def _launch(self, item: _Item) -> None:
+        slot = self._held.pop()
+        lent = self.resources.engine.slots.is_lent(slot)
+        try:
+            run = self.resources.launch(
+                self._launcher, self._group, self._settings, item.work, slot
+            )
+        except ForkerLost as error:
+            self._break(RuntimeError("the process that forks its workers has died"))
+            item.future.set_exception(BrokenProcessPool(str(self.broken)))
+            del error
+        except BaseException as error:
+            # Also what user code raised to end a process while its arguments were pickled: this
+            # thread is not that process.
+            item.future.set_exception(error)
+        else:
+            if lent:
+                self._lent = run
+            logger.debug("executor %x: worker %s started", id(self), run.worker.pid)
+            with self.resources.engine.lock:
+                _, due = run.register(functools.partial(self._settle, item.future, run))
+                if due:
+                    self._group.due.append(run)
+
+    def _fail_oldest(self, error: Exception) -> None:
+        with self.resources.engine.lock:
+            item = self.pending.popleft() if self.pending else None
+        if item is not None and item.future.set_running_or_notify_cancel():
+            item.future.set_exception(error)
+
+    def _settle_due(self) -> None:
+        while True:
+            try:
+                issue_due(self._group)
+                return
+            except CallbackRaised as error:
+                # A callback that somebody added to a future raised what is not an Exception.
+                logger.error("a callback raised", exc_info=error.__cause__)
+
+    def _settle(self, future: AwaitedFuture[object], run: Run) -> None:
+        """Finish a future with what its run ended with."""
+        if run is self._lent:
+            self._lent = None
+        logger.debug("executor %x: worker %s has ended", id(self), run.worker.pid)
+        outcome: Union[_Value, BaseException]
+        try:
+            outcome = _Value(load(run))
+        except LostResult as lost:
+            outcome = LostWorker(lost.pid, lost.exitcode)
+            outcome.__cause__ = lost.__cause__
+        except worker.InitializerFailed as error:
+            self._break(error)
+            outcome = BrokenProcessPool(str(self.broken))
+            outcome.__cause__ = error
+        except BaseException as error:
+            outcome = error
+        if isinstance(outcome, _Value):
+            future.set_result(outcome.value)
+        else:
+            future.set_exception(outcome)
+
+    def _break(self, reason: BaseException) -> None:
+        """No more work can be run: fail what is pending, and refuse what comes."""
+        with self.resources.engine.lock:
+            if self.broken is None:
+                self.broken = reason
+            items = list(self.pending)
+            self.pending.clear()
+        for item in items:
+            if item.future.set_running_or_notify_cancel():
+                error = BrokenProcessPool(str(self.broken))
+                error.__cause__ = self.broken
+                item.future.set_exception(error)
+
+    def _end(self) -> None:
+        """Let go of everything; the last thing that happens."""
+        if self._forker is not None:
+            self._forker.close()
+        if self._owned:
+            self.resources.close()
+        self.resources.engine.release()
+        _open.discard(self)
+        logger.debug("executor %x: ended", id(self))
+
+
+@attrs.frozen(eq=False)
+class _Value:
+    value: object
+
+
+# Those whose thread is alive.
+_open: set[Dispatch] = set()
+_exiting = False
+
+
+def _finish_all() -> None:
+    """At interpreter exit, before threads are joined: finish what is pending, as others do."""
+    global _exiting
+    _exiting = True
+    dispatches = list(_open)
+    for dispatch in dispatches:
+        dispatch.close()
+    for dispatch in dispatches:
+        dispatch.join()
+
+
+def _await_kernel(thread: threading.Thread) -> None:
+    """Wait until the kernel, too, has no more of a thread that was joined.
+
+    Before 3.13, `join` returns a moment earlier, and a fork in that moment is warned of.
+    """
+    if sys.version_info >= (3, 13) or thread.native_id is None:
+        return
+    task = f"/proc/self/task/{thread.native_id}"
+    deadline = time.monotonic() + 1
+    while os.path.exists(task) and time.monotonic() < deadline:
+        time.sleep(0)
+
+
+def _forget_in_child() -> None:
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+# What concurrent.futures itself uses to finish its executors; there is no public equivalent.
+threading._register_atexit(_finish_all)  # type: ignore[attr-defined]  # not in typeshed

@@ -1,0 +1,258 @@
+"""Where every wait of a process goes through: one poller, and the runs that it watches.
+
+Nobody has a thread, so whoever waits works for all: a thread that waits for one thing takes the
+events of every run and moves each along. Of several waiting threads one leads, which is to say
+that it waits in the kernel. The others follow: each sleeps on a lock of its own until the leader
+has moved something, looks whether what it waits for has come, and perhaps leads the next turn.
+
+    thread A: wait ─ lead ─ poll ──────────── advance runs ─ wake followers ─ ...
+    thread B: wait ─ follow ───────────────────────────────── look, lead ─ poll ─ ...
+
+The lock is held while state changes, never over a system call that can wait.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from multiprocessing import util
+from typing import Callable, Final, Optional
+
+from . import forks
+from .interrupts import shielded
+from .poller import KernelPoller
+from .protocols import Clock, Poller, SlotSource
+from .run import Run
+
+_LONGEST: Final = 3600.0  # seconds a follower sleeps at once; it looks again after that
+
+_SLOT: Final = object()  # what the poller reports when a slot may be had
+
+# Engines with runs under way are kept alive, whoever drops them: their slots must come back.
+_busy: set[Engine] = set()
+_draining_pid: Optional[int] = None
+
+
+class _Turn:
+    """One thread's part in one turn: it leads, with the poller, or it follows, asleep."""
+
+    __slots__ = ("_asleep", "poller")
+
+    def __init__(self) -> None:
+        self.poller: Optional[Poller] = None
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+
+    def follow(self, timeout: Optional[float]) -> None:
+        """Sleep until `go_on`, or for so many seconds."""
+        self._asleep.acquire(timeout=-1 if timeout is None else min(timeout, _LONGEST))
+
+    def go_on(self) -> None:
+        self._asleep.release()
+
+
+class Engine:
+    """Moves runs along, for whichever thread is waiting. Thread-safe."""
+
+    def __init__(
+        self,
+        slots: SlotSource,
+        clock: Clock = time.monotonic,
+        make_poller: Callable[[], Poller] = KernelPoller,
+    ) -> None:
+        self.slots = slots
+        self.clock = clock
+        # Reentrant, as a garbage collection within may end in `release`.
+        self.lock = threading.RLock()
+        self._make_poller = make_poller
+        # Opened now, and not when there is a worker that would be lost if it could not be.
+        self._poller: Optional[Poller] = make_poller()
+        self._runs: set[Run] = set()
+        self.users = 1
+        self._leader: Optional[_Turn] = None
+        self._followers: list[_Turn] = []
+        self._slot_watched = False
+        forks.reset_in_children(self)
+
+    def prepare(self) -> None:
+        """Open what `track` needs, so that it cannot fail once a worker runs."""
+        with self.lock:
+            self._open_poller()
+
+    def track(self, run: Run) -> None:
+        """Look after a run that has just been launched."""
+        with shielded(), self.lock:
+            self._runs.add(run)
+            run.start(self._open_poller())
+            _keep_until_drained(self)
+
+    def deadline(self, timeout: Optional[float]) -> Optional[float]:
+        """The time at which a timeout that starts now is over."""
+        return None if timeout is None else self.clock() + timeout
+
+    def wait(
+        self, ready: Callable[[], bool], deadline: Optional[float], *, for_slot: bool = False
+    ) -> bool:
+        """Block until `ready()`, or until the deadline: then False.
+
+        `ready` is called under the lock, shielded from interrupts, whenever something may have
+        changed; with `for_slot`, also whenever a slot may have come free. KeyboardInterrupt
+        passes, and leaves everything as it is.
+        """
+        while True:
+            remaining = None if deadline is None else max(0.0, deadline - self.clock())
+            turn = _Turn()
+            try:
+                with shielded(), self.lock:
+                    if ready():
+                        return True
+                    if remaining != 0:
+                        self._enter(turn, for_slot)
+                if remaining == 0:
+                    self.advance()
+                    with shielded(), self.lock:
+                        return ready()
+                if turn.poller is not None:
+                    self._move(turn.poller, remaining)
+                else:
+                    turn.follow(remaining)
+            finally:
+                self._leave(turn)
+
+    def advance(self) -> None:
+        """Move along what is ready. Never waits; costs what is ready, not what is tracked."""
+        poller = self._poller
+        if poller is None:
+            return
+        if self._move(poller, 0):
+            self.notify()
+
+    def notify(self) -> None:
+        """Have all that wait look again."""
+        with shielded(), self.lock:
+            self._wake_followers()
+            if self._leader is not None:
+                self._open_poller().wake()
+
+    def retain(self) -> None:
+        """One more user: the slots stay open until each has called `release`."""
+        with self.lock:
+            self.users += 1
+
+    def release(self) -> None:
+        """One user less. Without users, and once the last run is over, everything is closed."""
+        with shielded(), self.lock:
+            self.users -= 1
+            self._close_if_unused()
+
+    def drain(self) -> None:
+        """Wait until no run is left."""
+        self.wait(lambda: not self._runs, None)
+
+    def after_fork(self) -> None:
+        """In a forked child: no run is ours, and no thread but this one is."""
+        self.lock = threading.RLock()
+        for run in self._runs:
+            run.abandon()
+        self._runs = set()
+        self._leader = None
+        self._followers = []
+        self._slot_watched = False
+        if isinstance(self._poller, KernelPoller):
+            self._poller.abandon()
+        self._poller = None
+        _busy.discard(self)
+
+    def _enter(self, turn: _Turn, for_slot: bool) -> None:
+        if for_slot:
+            self._watch_slot()
+        if self._leader is None:
+            turn.poller = self._open_poller()
+            self._leader = turn
+        else:
+            self._followers.append(turn)
+
+    def _leave(self, turn: _Turn) -> None:
+        with shielded(), self.lock:
+            if self._leader is turn:
+                self._leader = None
+                self._wake_followers()
+                self._close_if_unused()
+            elif turn in self._followers:
+                self._followers.remove(turn)
+
+    def _move(self, poller: Poller, timeout: Optional[float]) -> bool:
+        """Wait once, and move along what is ready: whether there was something."""
+        # An interrupt before the shield loses nothing: the poller reports again what is ready.
+        subjects = poller.poll(timeout)
+        if not subjects:
+            return False
+        with shielded(), self.lock:
+            for subject in subjects:
+                if subject is _SLOT:
+                    # Reported once to each that wants one, lest the leader spin while another
+                    # thread is on its way to take it.
+                    self._unwatch_slot()
+                elif isinstance(subject, Run) and subject in self._runs:
+                    subject.advance(poller)
+                    if subject not in subject.group.tracked:
+                        self._runs.discard(subject)
+            if not self._runs:
+                _busy.discard(self)
+                self._close_if_unused()
+        return True
+
+    def _open_poller(self) -> Poller:
+        if self._poller is None:
+            self._poller = self._make_poller()
+        return self._poller
+
+    def _watch_slot(self) -> None:
+        if not self._slot_watched:
+            self._open_poller().watch(self.slots.fileno(), _SLOT)
+            self._slot_watched = True
+
+    def _unwatch_slot(self) -> None:
+        if self._slot_watched:
+            self._slot_watched = False
+            self._open_poller().unwatch(self.slots.fileno())
+
+    def _wake_followers(self) -> None:
+        followers, self._followers = self._followers, []
+        for turn in followers:
+            turn.go_on()
+
+    def _close_if_unused(self) -> None:
+        if self.users or self._runs or self._leader is not None:
+            return
+        self._unwatch_slot()
+        if self._poller is not None:
+            self._poller.close()
+            self._poller = None
+        self.slots.close()
+
+
+def _keep_until_drained(engine: Engine) -> None:
+    """Hold the engine while it has runs, and wait for those when the process ends.
+
+    A worker that returns while its own submissions run holds slots of the tree; they go back
+    before it ends. multiprocessing runs this in its workers too, before it joins children.
+    """
+    global _draining_pid
+    _busy.add(engine)
+    if _draining_pid != os.getpid():
+        _draining_pid = os.getpid()
+        util.Finalize(None, _drain_all, exitpriority=100)
+
+
+def _drain_all() -> None:
+    while _busy:
+        next(iter(_busy)).drain()
+
+
+def advance_orphans() -> None:
+    """Move along the runs of engines that nobody uses any more."""
+    for engine in list(_busy):
+        if not engine.users:
+            engine.advance()

@@ -1,0 +1,203 @@
+"""JobserverExecutor: a `concurrent.futures.Executor` in the place of ProcessPoolExecutor."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING, Callable, Optional, TypeVar, Union, cast
+
+import attrs
+
+from . import wire
+from .dispatch import Dispatch
+from .server import Jobserver, share
+from .worker import Initialize, run_chunk
+
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
+
+
+class JobserverExecutor(concurrent.futures.Executor):
+    """Runs calls in other processes, on the slots of a Jobserver.
+
+    Takes a Jobserver, which it leaves open and whose settings it uses; or the arguments of
+    `concurrent.futures.ProcessPoolExecutor`, with their meaning, and then it owns one. With one
+    thread of its own, which forks nothing: under fork, a small process forks the workers.
+
+    A worker that dies fails its own Future, with an exception that is a `LostResult` and a
+    `BrokenProcessPool`; the others go on, and so does the executor. An initializer that raises
+    breaks the executor, as it breaks a ProcessPoolExecutor. Each call has a fresh worker, so every
+    `max_tasks_per_child` is kept.
+
+    Raises TypeError and ValueError as ProcessPoolExecutor does, and TypeError for `max_workers` or
+    `mp_context` beside a Jobserver, which settles both.
+    """
+
+    def __init__(
+        self,
+        jobserver: Union[Jobserver, int, None] = None,
+        mp_context: Union[BaseContext, str, None] = None,
+        initializer: Optional[Callable[..., object]] = None,
+        initargs: tuple[object, ...] = (),
+        *,
+        max_workers: Optional[int] = None,
+        max_tasks_per_child: Optional[int] = None,
+    ) -> None:
+        _check_options(initializer, max_tasks_per_child)
+        if isinstance(jobserver, Jobserver):
+            if max_workers is not None or mp_context is not None:
+                name = "max_workers" if max_workers is not None else "mp_context"
+                raise TypeError(f"{name} cannot be given beside a Jobserver, which settles it")
+            self._jobserver = jobserver
+        else:
+            if jobserver is not None and max_workers is not None:
+                raise TypeError("max_workers was given twice, by position and by name")
+            self._jobserver = _own(mp_context, max_workers if jobserver is None else jobserver)
+        resources, settings = share(self._jobserver)
+        resources.check_open()
+        if initializer is not None:
+            initialize = Initialize(initializer, tuple(initargs), settings.preexec)
+            settings = attrs.evolve(settings, preexec=initialize)
+        self._max_workers = resources.engine.slots.count  # read by Dask, for one
+        self._dispatch = Dispatch(resources, settings, owned=not isinstance(jobserver, Jobserver))
+
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> concurrent.futures.Future[T]:
+        """Run `fn(*args, **kwargs)` in a worker, once there is a slot.
+
+        Raises RuntimeError after `shutdown`, and BrokenProcessPool when the executor is broken.
+        What goes wrong later, such as work that cannot be pickled, is on the Future.
+        """
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, not {fn!r}")
+        future = self._dispatch.submit((fn, args, kwargs))
+        # The result is what `fn` returns.
+        return cast("concurrent.futures.Future[T]", future)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[object],
+        timeout: Optional[float] = None,
+        chunksize: int = 1,
+        buffersize: Optional[int] = None,
+    ) -> Iterator[T]:
+        """The results of `fn` over the iterables, in order, as `Executor.map` has it.
+
+        `chunksize` calls go into one submission. `timeout`, in seconds, counts from now; past it
+        the iterator raises TimeoutError. The inputs are collected and submitted now, unless
+        `buffersize` bounds the submissions whose results have not been yielded.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        _check_buffersize(buffersize)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        groups = _groups(zip(*iterables), chunksize)
+        submitted = (self._submit_group(fn, group, chunksize) for group in groups)
+        futures = deque(itertools.islice(submitted, buffersize))
+        # The results are those of `fn`.
+        return cast("Iterator[T]", _results(futures, submitted, chunksize, deadline))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept nothing more; with `wait`, return when everything has finished.
+
+        `cancel_futures` cancels what no worker has yet. Idempotent, from any thread.
+        """
+        self._dispatch.close(cancel=cancel_futures)
+        if wait:
+            self._dispatch.join()
+
+    def _submit_group(
+        self, fn: Callable[..., T], group: list[tuple[object, ...]], chunksize: int
+    ) -> concurrent.futures.Future[object]:
+        if chunksize == 1:
+            return self._dispatch.submit((fn, group[0], {}))
+        no_kwargs: dict[str, object] = {}
+        calls = [(args, no_kwargs) for args in group]
+        return self._dispatch.submit((run_chunk, (fn, calls), {}))
+
+    def __repr__(self) -> str:
+        dispatch = self._dispatch
+        if dispatch.broken is not None:
+            state = "broken"
+        elif dispatch.closing:
+            state = "shutdown"
+        else:
+            state = "active"
+        pending = len(dispatch.pending)
+        return f"{type(self).__name__}({state}, pending={pending}, jobserver={self._jobserver!r})"
+
+    def __del__(self) -> None:
+        dispatch: Optional[Dispatch] = getattr(self, "_dispatch", None)
+        if dispatch is not None:
+            dispatch.close()
+
+
+def _own(context: Union[BaseContext, str, None], max_workers: object) -> Jobserver:
+    if max_workers is not None and not isinstance(max_workers, int):
+        raise TypeError(
+            f"expected a Jobserver or a number of workers, not {max_workers!r} "
+            f"of type {type(max_workers).__qualname__}"
+        )
+    if max_workers is not None and max_workers <= 0:
+        raise ValueError("max_workers must be greater than 0")
+    return Jobserver(context, max_workers)
+
+
+def _check_options(initializer: object, max_tasks_per_child: object) -> None:
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")
+    if max_tasks_per_child is not None:
+        if not isinstance(max_tasks_per_child, int):
+            raise TypeError("max_tasks_per_child must be an integer")
+        if max_tasks_per_child <= 0:
+            raise ValueError("max_tasks_per_child must be >= 1")
+
+
+def _check_buffersize(buffersize: object) -> None:
+    if buffersize is None:
+        return
+    if isinstance(buffersize, bool) or not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+
+
+def _groups(
+    calls: Iterator[tuple[object, ...]], chunksize: int
+) -> Iterator[list[tuple[object, ...]]]:
+    while group := list(itertools.islice(calls, chunksize)):
+        yield group
+
+
+def _results(
+    futures: deque[concurrent.futures.Future[object]],
+    submitted: Iterator[concurrent.futures.Future[object]],
+    chunksize: int,
+    deadline: Optional[float],
+) -> Iterator[object]:
+    try:
+        while futures:
+            remaining = None if deadline is None else deadline - time.monotonic()
+            # Nothing here keeps a value once it is yielded.
+            results = [futures[0].result(remaining)]
+            futures.popleft()
+            futures.extend(itertools.islice(submitted, 1))
+            if chunksize > 1:
+                endings = deque(cast("list[wire.Ending]", results.pop()))  # of `run_chunk`
+                while endings:
+                    yield wire.load_ending(endings.popleft())
+            else:
+                yield results.pop()
+    finally:
+        for future in futures:
+            future.cancel()

@@ -1,0 +1,239 @@
+"""A small process that forks workers on behalf of a process that has threads.
+
+A fork copies only the thread that forks. Locks that other threads hold stay locked in the child,
+so Python 3.12 and later warn of it. An executor has a thread; hence, under fork, it has a forker:
+forked before the thread is started, single-threaded, asked for workers over a socket. Workers
+answer to the executor's process directly. What passes here is three descriptors a worker, and the
+8 bytes each of its pid and its status.
+
+    executor's process ── socket: reply, status, parcel ──> forker ── fork ──> worker
+            ^  ^                                               │                  │
+            │  └────────── status pipe: pid, exit status ──────┘                  │
+            └───────────────────── result channel: one frame ─────────────────────┘
+
+All executors of a process share one forker, for as long as there is one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import threading
+from multiprocessing.context import set_spawning_popen
+from typing import Callable, Final, Optional
+
+from . import forks, worker
+from .interrupts import shielded
+from .launch import Child, ContextLauncher, Served, pack
+from .protocols import Task, Worker
+
+_NUMBER: Final = struct.Struct("q")
+_MOST_DESCRIPTORS: Final = 253  # SCM_MAX_FD of the Linux kernel
+
+_lock = threading.Lock()
+_shared: Optional[Forker] = None
+
+
+class ForkerLost(Exception):
+    """The forker has died, so no more workers can be forked."""
+
+
+class Forker:
+    """The parent's side. Thread-safe."""
+
+    def __init__(self, carried: Optional[Callable[[], object]]) -> None:
+        """Fork it now; `carried` is known to its workers without being pickled."""
+        self.carried = carried
+        self._users = 1
+        self._lock = threading.Lock()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            forks.private(ours.fileno())
+            with shielded(), forks.handing_over(theirs.fileno()):
+                self.pid = _fork(theirs, carried)
+        except BaseException:
+            self._close_socket(ours)
+            raise
+        finally:
+            theirs.close()
+        self._socket = ours
+
+    def launch(self, task: Task, reply: int) -> Worker:
+        """`protocols.Launcher.launch`. Raises ForkerLost when the forker has gone."""
+        parcel = _Parcel()
+        # It asks of a Popen what _Parcel has; the stubs name its own classes only.
+        set_spawning_popen(parcel)  # type: ignore[arg-type]
+        try:
+            file = pack(task, "fork")
+        finally:
+            set_spawning_popen(None)
+        with contextlib.closing(file):
+            read, write = forks.pipe()
+            try:
+                fds = [reply, write, file.fileno(), *parcel.fds]
+                if len(fds) > _MOST_DESCRIPTORS:
+                    raise ValueError(f"the work refers to more than {_MOST_DESCRIPTORS - 3} files")
+                with self._lock:
+                    try:
+                        socket.send_fds(self._socket, [b"."], fds)
+                    except ConnectionError as error:
+                        raise ForkerLost from error
+                forks.close(write)
+                write = -1
+                pid = _read_number(read)
+                if pid is None:
+                    raise ForkerLost
+                if pid < 0:
+                    raise OSError(-pid, f"cannot fork a worker: {os.strerror(-pid)}")
+                return Served(pid, read)
+            except BaseException:
+                forks.close(read)
+                if write != -1:
+                    forks.close(write)
+                raise
+
+    def close(self) -> None:
+        """One user less; the last one ends it, once its workers have ended."""
+        global _shared
+        with shielded(), _lock:
+            self._users -= 1
+            if self._users:
+                return
+            if _shared is self:
+                _shared = None
+            self._close_socket(self._socket)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+    @staticmethod
+    def _close_socket(ours: socket.socket) -> None:
+        fd = ours.detach()
+        if fd >= 0:
+            forks.close(fd)
+
+    @classmethod
+    def shared(cls, carry: Optional[Callable[[], object]]) -> Forker:
+        """This process's forker. If there is none, one is forked, which then carries `carry`."""
+        global _shared
+        with _lock:
+            if _shared is None:
+                _shared = cls(carry)
+            else:
+                _shared._users += 1
+            return _shared
+
+
+class _Parcel:
+    """Collects descriptors while work is pickled, in the place of multiprocessing's Popen."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    def duplicate_for_child(self, fd: int) -> int:
+        self.fds.append(fd)
+        return len(self.fds) - 1
+
+    DupFd = worker.Descriptor
+
+
+def _fork(theirs: socket.socket, carried: Optional[Callable[[], object]]) -> int:
+    # As multiprocessing does: what is buffered now would be written by the child as well.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        worker.carried = carried
+        _serve(theirs)
+        status = 0
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        os._exit(status)
+
+
+def _serve(theirs: socket.socket) -> None:
+    """The forker's loop: fork what is asked for, report what has ended, end with the parent."""
+    interrupt = signal.getsignal(signal.SIGINT)
+    # Ctrl-C reaches the whole process group. The workers' affair, and their parent's; not ours.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    launcher = ContextLauncher(multiprocessing.get_context("fork"))
+    selector = selectors.DefaultSelector()
+    forks.private(theirs.fileno())
+    selector.register(theirs, selectors.EVENT_READ)
+    forked: dict[int, tuple[Child, int]] = {}  # by the descriptor that tells of the end
+
+    def work(reply: int, parcel: int, rest: list[int]) -> None:
+        selector.close()
+        signal.signal(signal.SIGINT, interrupt)
+        worker.received = rest
+        worker.run_received(_Held(reply), _Held(parcel))
+
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is theirs:
+                message, fds, _, _ = socket.recv_fds(theirs, 1, _MOST_DESCRIPTORS)
+                if not message:
+                    return
+                reply, status, parcel, *rest = fds
+                forks.private(status)
+                try:
+                    child = Child(launcher.start(work, (reply, parcel, rest)))
+                except OSError as error:
+                    _write_number(status, -(error.errno or 1))
+                    forks.close(status)
+                else:
+                    _write_number(status, child.pid or 0)
+                    forked[child.fileno()] = child, status
+                    selector.register(child.fileno(), selectors.EVENT_READ)
+                for fd in (reply, parcel, *rest):
+                    os.close(fd)
+            else:
+                child, status = forked[key.fd]
+                if not child.poll():
+                    continue  # about to end
+                del forked[key.fd]
+                selector.unregister(key.fd)
+                if child.exitcode is not None:
+                    _write_number(status, child.exitcode)
+                forks.close(status)
+                child.close()
+
+
+class _Held:
+    """A descriptor that is here already."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def detach(self) -> int:
+        return self._fd
+
+
+def _read_number(fd: int) -> Optional[int]:
+    data = os.read(fd, _NUMBER.size)
+    return _NUMBER.unpack(data)[0] if len(data) == _NUMBER.size else None
+
+
+def _write_number(fd: int, number: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the parent no longer wants to know
+        os.write(fd, _NUMBER.pack(number))
+
+
+def _forget_in_child() -> None:
+    global _shared, _lock
+    _shared = None
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

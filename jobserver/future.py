@@ -1,0 +1,172 @@
+"""Future: what a submission gives its user."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from typing import TYPE_CHECKING, Callable, Generic, NoReturn, Optional, TypeVar, cast
+
+from . import wire
+from .callbacks import issue
+from .errors import Blocked, LostResult
+from .interrupts import shielded
+from .launch import valid_signal
+from .lifecycle import State
+from .settings import check_timeout
+
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
+
+    from .engine import Engine
+    from .run import Run
+
+T = TypeVar("T")
+
+
+class Future(Generic[T]):
+    """The result, to come, of one submission. Made by submissions only; thread-safe.
+
+    A Future is done once its result is known, its worker is reaped and its slot is back. It cannot
+    be copied or pickled, and can be waited for only in the process that submitted the work.
+    Dropping one that is not done emits a ResourceWarning; the work goes on.
+    """
+
+    __slots__ = ("__weakref__", "_engine", "_run")
+
+    def __init__(self, engine: Engine, run: Run) -> None:
+        self._engine = engine
+        self._run = run
+
+    def done(self, timeout: Optional[float] = 0) -> bool:
+        """Whether it is done, waiting for at most `timeout` seconds (None: without end).
+
+        Raises CallbackRaised when a callback that became due raised.
+        """
+        if not self._settle(check_timeout(timeout)):
+            return False
+        issue(self._run)
+        return True
+
+    def wait(self, timeout: Optional[float] = None, *, signal: Optional[int] = None) -> bool:
+        """Wait for at most `timeout` seconds (None: without end); whether it is done.
+
+        With `signal`, first send that signal to the worker if it still runs: that is how running
+        work is cancelled. A signal that does not exist raises OSError. Raises CallbackRaised when
+        a callback that became due raised.
+        """
+        seconds = check_timeout(timeout)
+        if signal is not None:
+            signum = valid_signal(signal)
+            self._check_process()
+            with shielded(), self._engine.lock:
+                self._run.send_signal(signum)
+        return self.done(seconds)
+
+    def result(self, timeout: Optional[float] = None) -> T:
+        """What the work returned, waiting for at most `timeout` seconds (None: without end).
+
+        Raises what the work raised, with the worker's traceback as `__cause__`; LostResult when
+        the worker ended without a result; RuntimeError when the result could not be pickled
+        there or rebuilt here; Blocked at the timeout; and CallbackRaised as `done` does.
+        """
+        if not self.done(timeout):
+            raise Blocked
+        # The frame came from the work, which returns T.
+        return cast("T", load(self._run))
+
+    def when_done(self, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> int:
+        """Call `fn(*args, **kwargs)` once this is done; the number of the registration: 0, 1, ...
+
+        Callbacks run once, in the order of registration, on the thread that first observes
+        completion: inside `done`, `wait`, `result`, `submit` or `reclaim_resources`. When this is
+        done already, that is at once. By then the slot is back, so a callback can submit. An
+        Exception from a callback is raised there as CallbackRaised, and the callbacks after it
+        run at the next call; a BaseException passes as it is.
+        """
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, not {fn!r}")
+        self._check_process()
+        with shielded(), self._engine.lock:
+            seqno, due = self._run.register(functools.partial(fn, *args, **kwargs))
+        if due:
+            issue(self._run)
+        return seqno
+
+    def _settle(self, timeout: Optional[float]) -> bool:
+        run = self._run
+        if run.state is State.DONE:
+            return True
+        self._check_process()
+        return self._engine.wait(lambda: run.state is State.DONE, self._engine.deadline(timeout))
+
+    def _check_process(self) -> None:
+        if self._run.foreign and self._run.state is not State.DONE:
+            raise RuntimeError(
+                f"this Future belongs to process {self._run.owner_pid}, of which this process, "
+                f"{os.getpid()}, is a fork: only the process that submitted work can wait for it"
+            )
+
+    def __repr__(self) -> str:
+        run = self._run
+        running = run.state is not State.DONE
+        state, pid = ("running", run.worker.pid) if running else ("done", None)
+        return f"{type(self).__name__}({state}, callbacks={len(run.callbacks)}, pid={pid})"
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError("a Future cannot be copied: it stands for one piece of running work")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Future cannot be pickled: only the process that submitted can wait")
+
+    def __del__(self) -> None:
+        run: Optional[Run] = getattr(self, "_run", None)
+        if run is not None and run.state is not State.DONE and not run.foreign:
+            warnings.warn(
+                f"Dropping {self!r} before it is done: keep it and wait for it",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+
+def load(run: Run) -> object:
+    """The value of a run that is done; raises what it ended with."""
+    with run.loading:
+        if run.outcome is None:
+            run.outcome = _outcome(run)
+            run.frame = None
+    return run.outcome()
+
+
+def _outcome(run: Run) -> Callable[[], object]:
+    frame = run.frame
+    if frame is None:
+        return functools.partial(_raise, LostResult(run.worker.pid, run.worker.exitcode))
+    try:
+        content = frame.load()
+    except RuntimeError as unfit:
+        return functools.partial(_raise, unfit)
+    if frame.kind == wire.VALUE:
+        return lambda: content
+    # `load` has checked that the body of these frames is an exception.
+    error = cast("BaseException", content)
+    if frame.kind == wire.EXIT:
+        lost = LostResult(run.worker.pid, run.worker.exitcode)
+        lost.__cause__ = error
+        return functools.partial(_raise, lost)
+    return functools.partial(_raise, error)
+
+
+def _raise(error: BaseException) -> NoReturn:
+    try:
+        # Without the tracebacks of earlier raises, which would pile up.
+        raise error.with_traceback(None)
+    finally:
+        # The traceback refers to this frame: do not refer back from it.
+        del error

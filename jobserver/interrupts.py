@@ -1,0 +1,96 @@
+"""Steps that a signal handler's exception must not tear apart.
+
+KeyboardInterrupt is raised by a Python signal handler between any two bytecodes of the main
+thread. A step such as "read the token and remember it" is wrapped in `shielded()`: signals that
+arrive meanwhile are noted, and their handlers run, with whatever they raise, at its end.
+
+Only what returns soon is shielded; nothing that may wait is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Callable, Optional
+
+# The signals on which programs commonly hang a handler that raises.
+_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP")
+    if hasattr(signal, name)
+)
+
+_Handler = Callable[[int, Optional[FrameType]], object]
+
+_active: Optional[shielded] = None  # the main thread's; other threads run no handlers
+
+
+class shielded:  # noqa: N801 - used as a statement: `with shielded():`
+    """Context manager: the main thread's signal handlers run at its end, not within."""
+
+    __slots__ = ("_noted", "_saved")
+
+    def __init__(self) -> None:
+        self._saved: list[tuple[int, _Handler]] = []
+        self._noted: list[tuple[int, Optional[FrameType]]] = []
+
+    def __enter__(self) -> None:
+        global _active
+        if _active is not None or threading.current_thread() is not threading.main_thread():
+            return
+        try:
+            for signum in _SIGNALS:
+                handler = signal.getsignal(signum)
+                if callable(handler):
+                    self._saved.append((signum, handler))
+                    signal.signal(signum, self._note)
+            _active = self
+        except ValueError:  # a subinterpreter: it gets no signals
+            self._saved.clear()
+        except BaseException:
+            self.restore()
+            raise
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        global _active
+        if _active is not self:
+            return
+        handlers = dict(self._saved)
+        _active = None
+        self.restore()
+        for signum, frame in self._noted:
+            handlers[signum](signum, frame)
+
+    def _note(self, signum: int, frame: Optional[FrameType]) -> None:
+        self._noted.append((signum, frame))
+
+    def restore(self) -> None:
+        """Install the handlers that were there before."""
+        # SIGINT last; and should a restored handler raise at once, the others still come back.
+        try:
+            while self._saved:
+                signum, handler = self._saved[-1]
+                signal.signal(signum, handler)
+                self._saved.pop()
+        finally:
+            if self._saved:
+                self.restore()
+
+
+def _forget_in_child() -> None:
+    """A forked child starts with the program's own handlers, whoever forked."""
+    global _active
+    active, _active = _active, None
+    if active is not None:
+        active.restore()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

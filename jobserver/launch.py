@@ -1,0 +1,315 @@
+"""Starting workers, for fork, spawn and forkserver, and seeing them end.
+
+multiprocessing starts the processes. What this module adds: the work is pickled into an unnamed
+file that the worker inherits, not into a pipe that a killed worker would never drain; nothing is
+left open when a start fails half-way; and workers stay out of multiprocessing's list of children,
+which it walks, whole, at every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import select
+import signal
+import struct
+import tempfile
+from collections.abc import Mapping
+from multiprocessing import process as mp_process
+from multiprocessing.context import BaseContext
+from multiprocessing.reduction import DupFd, ForkingPickler
+from types import TracebackType
+from typing import IO, Callable, Final, Optional, cast
+
+from . import forks, worker
+from .protocols import Task, Worker
+
+WORKER_NAME: Final = "Jobserver-worker"
+
+# Descriptors that multiprocessing opens on the way to a new process, at most.
+_NEEDED_TO_START: Final = 10
+
+# A forkserver that died is started again; more than a few in a row is not an accident.
+_STARTS: Final = 5
+
+_STATUS: Final = struct.Struct("q")  # as the forkserver of multiprocessing writes it
+
+
+class Child:
+    """A worker that is a child of this process: under fork and spawn."""
+
+    exitcode: Optional[int] = None
+
+    def __init__(self, process: mp_process.BaseProcess) -> None:
+        self.pid = process.pid
+        self._process = process
+        self._pidfd: Optional[int] = None
+
+    def poll(self) -> bool:
+        assert self.pid is not None, "a child has a pid"
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            return True  # reaped by somebody else, or SIGCHLD is ignored: its status is gone
+        if pid == 0:
+            return False
+        self.exitcode = os.waitstatus_to_exitcode(status)
+        return True
+
+    def fileno(self) -> int:
+        # multiprocessing's sentinel is a pipe, which a process that the work left behind holds
+        # open. A pidfd is not fooled. It is opened late, as most workers are gone by then.
+        if self._pidfd is None and hasattr(os, "pidfd_open"):
+            assert self.pid is not None, "a child has a pid"
+            with contextlib.suppress(OSError):  # a kernel before 5.3, or no descriptor is left
+                self._pidfd = forks.private(os.pidfd_open(self.pid))
+        return self._process.sentinel if self._pidfd is None else self._pidfd
+
+    def send_signal(self, signum: int) -> None:
+        assert self.pid is not None, "a child has a pid"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signum)
+
+    def close(self) -> None:
+        if self._pidfd is not None:
+            forks.close(self._pidfd)
+        _close_process(self._process)
+
+
+class Served:
+    """A worker that another process forked for us, which writes its status into a pipe."""
+
+    exitcode: Optional[int] = None
+
+    def __init__(
+        self, pid: int, status: int, process: Optional[mp_process.BaseProcess] = None
+    ) -> None:
+        self.pid = pid
+        self._status = status
+        self._process = process
+
+    def poll(self) -> bool:
+        if not select.select([self._status], [], [], 0)[0]:
+            return False
+        data = os.read(self._status, _STATUS.size)
+        if len(data) == _STATUS.size:  # else its server died, and nobody knows
+            (self.exitcode,) = _STATUS.unpack(data)
+        return True
+
+    def fileno(self) -> int:
+        return self._status
+
+    def send_signal(self, signum: int) -> None:
+        # Its server reaps it, and then the number may be another's. A pidfd stays with the one
+        # process, and it is the worker's if that had not ended by the time it was opened.
+        with contextlib.suppress(ProcessLookupError):
+            if not hasattr(os, "pidfd_open"):
+                os.kill(self.pid, signum)
+                return
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                if not select.select([self._status], [], [], 0)[0]:
+                    signal.pidfd_send_signal(pidfd, signum)
+            finally:
+                os.close(pidfd)
+
+    def close(self) -> None:
+        if self._process is None:
+            forks.close(self._status)
+        else:
+            _close_process(self._process)
+
+
+class Unknown:
+    """A worker whose server died before it told us the pid. Its channel still tells the rest."""
+
+    pid = None
+    exitcode = None
+
+    def poll(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        raise AssertionError("nobody waits for a worker that has ended")
+
+    def send_signal(self, signum: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class ContextLauncher:
+    """Starts workers through a multiprocessing context."""
+
+    def __init__(self, context: BaseContext) -> None:
+        self._context = context
+        self._method = context.get_start_method()
+
+    def launch(self, task: Task, reply: int) -> Worker:
+        """Start a worker that answers on `reply`, of which the caller keeps its own copy.
+
+        Raises TypeError when the work cannot be pickled for this start method, and OSError when
+        the system has no room for another process. Nothing is left behind then.
+        """
+        if self._method == "fork":
+            target, args = worker.run_inherited, (reply, task.env, task.pool, task.call)
+            with forks.handing_over(reply):
+                return Child(self.start(target, args))
+        for attempt in range(1, _STARTS + 1):
+            parcel = _Parcel(task, self._method)
+            try:
+                process = self.start(worker.run_received, (_Handed(reply), parcel))
+            except EOFError:
+                # The forkserver died after it had the work and before it told the pid. The work
+                # may run; were it started again it might run twice.
+                return Unknown()
+            except ConnectionError:
+                # The server or the fresh process died before it had all: nothing has begun.
+                if attempt == _STARTS:
+                    raise
+                continue
+            finally:
+                parcel.close()
+            if self._method == "forkserver":
+                assert process.pid is not None, "a started process has a pid"
+                return Served(process.pid, process.sentinel, process)
+            return Child(process)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def start(
+        self, target: Callable[..., object], args: tuple[object, ...]
+    ) -> mp_process.BaseProcess:
+        """Start a process of this context; leave nothing behind if that fails."""
+        make = cast(
+            "Callable[..., mp_process.BaseProcess]",
+            self._context.Process,  # type: ignore[attr-defined]  # typeshed: subclasses only
+        )
+        process = make(target=target, args=args, name=WORKER_NAME)
+        _check_descriptors()
+        try:
+            process.start()
+        except OSError as failure:
+            _close_forgotten_pipes(failure.__traceback__)
+            raise
+        # At every start multiprocessing polls all its children, and at exit it joins them. The
+        # engine does both for workers, in time that does not grow with their number.
+        mp_process._children.discard(process)  # type: ignore[attr-defined]  # not in typeshed
+        return process
+
+
+class _Handed:
+    """A descriptor that is duplicated for the new process when this is pickled."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return worker.arrived, (DupFd(self._fd),)
+
+
+class _Parcel:
+    """The work on its way into a fresh process: pickled into a file when this is pickled.
+
+    That happens in the middle of the start, because multiprocessing's own objects (and handles of
+    this package) can be pickled only then.
+    """
+
+    def __init__(self, task: Task, method: str) -> None:
+        self._task = task
+        self._method = method
+        self._file: Optional[IO[bytes]] = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        self._file = pack(self._task, self._method)
+        return worker.arrived, (DupFd(self._file.fileno()),)
+
+    def close(self) -> None:
+        """Close the file; to be called once the process has started, or has not."""
+        if self._file is not None:
+            self._file.close()
+
+
+def pack(task: Task, method: str) -> IO[bytes]:
+    """Pickle the work into an unnamed file, positioned at its start: see `worker.run_received`."""
+    buffer = io.BytesIO()
+    pickle.dump((tuple(task.env), task.pool), buffer, pickle.HIGHEST_PROTOCOL)
+    fn, args, kwargs = task.call[1:]
+    plain = (task.call[0], fn, tuple(args), dict(kwargs))
+    try:
+        ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(plain)
+    except Exception as cause:
+        raise TypeError(
+            f"the work is not picklable, as start method {method!r} needs it to be: {cause!r}"
+        ) from cause
+    file = _unnamed_file()
+    try:
+        file.write(buffer.getbuffer())
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _unnamed_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("jobserver", os.MFD_CLOEXEC), "w+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def _check_descriptors() -> None:
+    """Raise OSError unless a process can be started within the limit of descriptors.
+
+    multiprocessing loses descriptors when it meets the limit between two of its pipes.
+    """
+    spare: list[int] = []
+    try:
+        while len(spare) < _NEEDED_TO_START:
+            spare += os.pipe()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot start a worker, descriptors are short: {error.strerror}"
+        ) from error
+    finally:
+        for fd in spare:
+            os.close(fd)
+
+
+def _close_forgotten_pipes(trace: Optional[TracebackType]) -> None:
+    """Close what multiprocessing leaves open when the system refuses to fork.
+
+    Its `popen_fork.Popen._launch` opens two pipes, then forks, and guards nothing.
+    """
+    while trace is not None:
+        frame = trace.tb_frame
+        if (
+            frame.f_code.co_name == "_launch"
+            and frame.f_globals.get("__name__") == "multiprocessing.popen_fork"
+        ):
+            names: Mapping[str, object] = frame.f_locals
+            for name in ("parent_r", "child_w", "child_r", "parent_w"):
+                fd = names.get(name)
+                if isinstance(fd, int):
+                    os.close(fd)
+        trace = trace.tb_next
+
+
+def _close_process(process: mp_process.BaseProcess) -> None:
+    """Close multiprocessing's descriptors of a process that has been reaped here."""
+    popen = process._popen  # type: ignore[attr-defined]  # not in typeshed
+    popen.returncode = 0  # it asks; we know that it has ended
+    process.close()
+
+
+def valid_signal(signum: object) -> int:
+    """The number of a signal that can be sent, or OSError as `os.kill` has it."""
+    if isinstance(signum, bool) or not isinstance(signum, int):
+        raise TypeError(f"signal must be a signal's number, not {signum!r}")
+    if not 0 <= signum < signal.NSIG:
+        import errno
+
+        raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: no signal has number {signum}")
+    return int(signum)

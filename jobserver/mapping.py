@@ -1,0 +1,263 @@
+"""`Jobserver.map`: its inputs, checked, and the iterator over its results."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Callable, Generic, Optional, TypeVar, Union, cast
+
+from . import wire
+from .errors import Blocked, CallbackRaised
+from .future import load
+from .lifecycle import State
+from .protocols import Slot, Work
+from .resources import Resources
+from .run import Run
+from .settings import Settings
+from .worker import run_chunk
+
+T = TypeVar("T")
+
+Call = tuple[tuple[object, ...], dict[str, object]]
+
+
+def calls_of(argses: object, kwargses: object, *, lazily: bool) -> Iterator[Call]:
+    """The calls of a map, checked one by one; all of them now, unless `lazily`."""
+    if argses is None and kwargses is None:
+        raise TypeError("map needs argses, kwargses or both")
+    for name, whole in (("argses", argses), ("kwargses", kwargses)):
+        if whole is not None and not _is_sequence(whole):
+            raise TypeError(
+                f"{name} must be an iterable with one element a call, not {whole!r} "
+                f"of type {_type_name(whole)}"
+            )
+    if isinstance(argses, Sized) and isinstance(kwargses, Sized) and len(argses) != len(kwargses):
+        raise _unequal(len(argses), len(kwargses))
+    calls = _calls(argses, kwargses)
+    return calls if lazily else iter(list(calls))
+
+
+def _calls(argses: object, kwargses: object) -> Iterator[Call]:
+    if argses is None:
+        kwargs_only = cast("Iterable[object]", kwargses)
+        return (((), _kwargs(index, value)) for index, value in enumerate(kwargs_only))
+    if kwargses is None:
+        args_only = cast("Iterable[object]", argses)
+        return ((_args(index, value), {}) for index, value in enumerate(args_only))
+    return _pairs(cast("Iterable[object]", argses), cast("Iterable[object]", kwargses))
+
+
+def _pairs(argses: Iterable[object], kwargses: Iterable[object]) -> Iterator[Call]:
+    missing = object()
+    pairs = itertools.zip_longest(argses, kwargses, fillvalue=missing)
+    for index, (args, kwargs) in enumerate(pairs):
+        if args is missing or kwargs is missing:
+            longer = index + 1 + sum(1 for _ in pairs)
+            raise _unequal(*((index, longer) if args is missing else (longer, index)))
+        yield _args(index, args), _kwargs(index, kwargs)
+
+
+def _unequal(argses: int, kwargses: int) -> ValueError:
+    return ValueError(f"argses and kwargses must have the same length, not {argses} and {kwargses}")
+
+
+def _args(index: int, value: object) -> tuple[object, ...]:
+    if not _is_sequence(value):
+        raise TypeError(
+            f"argses[{index}] must be an iterable of positional arguments, not {value!r} "
+            f"of type {_type_name(value)}"
+        )
+    return tuple(cast("Iterable[object]", value))
+
+
+def _kwargs(index: int, value: object) -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"kwargses[{index}] must be a mapping of keyword arguments, not {value!r} "
+            f"of type {_type_name(value)}"
+        )
+    return dict(cast("Mapping[str, object]", value))
+
+
+def _is_sequence(value: object) -> bool:
+    """Whether it has elements in an order. A mapping, of which only keys would count, has not."""
+    return isinstance(value, Iterable) and not isinstance(value, Mapping)
+
+
+def _type_name(value: object) -> str:
+    return type(value).__qualname__
+
+
+class _Chunk:
+    """One submission of the map, or why there is none; and the endings of its calls."""
+
+    __slots__ = ("endings", "size", "source")
+
+    def __init__(self, size: int, source: Union[Run, Exception]) -> None:
+        self.size = size  # calls whose endings have not been taken
+        self.source = source
+        self.endings: Optional[deque[wire.Ending]] = None
+
+    def ready(self) -> bool:
+        return not isinstance(self.source, Run) or self.source.state is State.DONE
+
+
+class Results(Iterator[T], Generic[T]):
+    """The results of a map, in order. Not for several threads at once."""
+
+    def __init__(
+        self,
+        resources: Resources,
+        settings: Settings,
+        fn: Callable[..., T],
+        calls: Iterator[Call],
+        *,
+        timeout: Optional[float],
+        chunksize: int,
+        buffersize: Optional[int],
+    ) -> None:
+        self._resources = resources
+        self._settings = settings
+        self._fn = fn
+        self._calls = calls
+        self._deadline = resources.engine.deadline(timeout)
+        self._chunksize = chunksize
+        self._buffersize = buffersize
+        self._next: list[Call] = []  # read, but not submitted
+        self._broken: Optional[Exception] = None  # what reading the inputs raised after `_next`
+        self._outstanding: deque[_Chunk] = deque()
+        self._held: list[Slot] = []  # for the next submission
+        self._pause = resources.engine.clock()  # the gate is not to be asked before
+        self._submit_what_can_be()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        while True:
+            self._submit_what_can_be()
+            if self._outstanding:
+                head = self._outstanding[0]
+                if head.ready():
+                    return self._take(head)
+                self._wait(head)
+            elif self._read():
+                # Nothing of ours is under way: wait as any other submission does.
+                self._submit_and_wait()
+            else:
+                raise StopIteration
+
+    def _take(self, head: _Chunk) -> T:
+        """The ending of the next call, of which nothing is kept."""
+        head.size -= 1
+        if head.size == 0:
+            self._outstanding.popleft()
+        if isinstance(head.source, Exception):
+            raise head.source
+        if self._chunksize == 1:
+            return cast("T", load(head.source))  # `_fn` returns T
+        if head.endings is None:
+            head.endings = deque(cast("list[wire.Ending]", load(head.source)))  # of `run_chunk`
+        return cast("T", wire.load_ending(head.endings.popleft()))  # `_fn` returns T
+
+    def _read(self) -> bool:
+        """Have the next chunk of calls at hand; False at the end of the inputs.
+
+        What reading an input raises takes the place of that input's result, and is the last.
+        """
+        if not self._next and self._broken is None:
+            try:
+                for call in itertools.islice(self._calls, self._chunksize):
+                    self._next.append(call)
+            except Exception as error:
+                self._broken = error
+        if not self._next and self._broken is not None:
+            self._outstanding.append(_Chunk(1, self._broken))
+            self._broken = None
+            self._calls = iter(())
+        return bool(self._next)
+
+    def _work(self) -> Work:
+        if self._chunksize == 1:
+            args, kwargs = self._next[0]
+            return self._fn, args, kwargs
+        return run_chunk, (self._fn, self._next), {}
+
+    def _submitted(self, source: Union[Run, Exception]) -> None:
+        self._outstanding.append(_Chunk(len(self._next), source))
+        self._next = []
+
+    def _wants_more(self) -> bool:
+        """Whether there is something to submit, and room for it."""
+        if self._buffersize is not None and len(self._outstanding) >= self._buffersize:
+            return False
+        return not self._expired() and self._read()
+
+    def _expired(self) -> bool:
+        return self._deadline is not None and self._resources.engine.clock() >= self._deadline
+
+    def _submit_what_can_be(self) -> None:
+        """Submit as much as buffer, gate and slots allow without waiting."""
+        resources = self._resources
+        try:
+            resources.engine.advance()
+            while self._wants_more() and resources.engine.clock() >= self._pause:
+                try:
+                    outcome = resources.attempt(self._settings, self._work(), self._held)
+                except Exception as error:
+                    self._submitted(error)
+                    continue
+                if outcome is None:
+                    break
+                if isinstance(outcome, Run):
+                    self._submitted(outcome)
+                else:
+                    self._pause = resources.engine.clock() + outcome
+        finally:
+            resources.put_back(self._held)
+
+    def _submit_and_wait(self) -> None:
+        """Submit one chunk, waiting for gate and slot. Blocked at the deadline."""
+        if self._expired():
+            raise Blocked
+        try:
+            run = self._resources.submit(self._settings, self._work(), 1, self._deadline)
+        except (Blocked, CallbackRaised):
+            raise  # nothing was submitted, and the inputs are still at hand
+        except Exception as error:
+            self._submitted(error)
+        else:
+            self._submitted(run)
+
+    def _wait(self, head: _Chunk) -> None:
+        """Wait until the head is there, or more can be submitted. Blocked at the deadline."""
+        engine = self._resources.engine
+        until = self._deadline
+        more = self._wants_more()
+        paused = more and engine.clock() < self._pause
+        if paused:
+            until = self._pause if until is None else min(until, self._pause)
+
+        def ready() -> bool:
+            if head.ready():
+                return True
+            if more and not paused:
+                slot = engine.slots.take()
+                if slot is not None:
+                    self._held.append(slot)
+            return bool(self._held)
+
+        try:
+            there = engine.wait(ready, until, for_slot=more and not paused)
+        except BaseException:
+            self._resources.put_back(self._held)
+            raise
+        if not there and self._expired():
+            raise Blocked
+
+    def __del__(self) -> None:
+        # Abandoned early: the slots of what has finished are not to wait for somebody's call.
+        resources: Optional[Resources] = getattr(self, "_resources", None)
+        if resources is not None and getattr(self, "_outstanding", None):
+            resources.engine.advance()

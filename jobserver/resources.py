@@ -1,0 +1,267 @@
+"""What sibling handles share: the engine, the runs, the launcher; and the act of submitting."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+import weakref
+from multiprocessing.context import BaseContext
+from typing import Optional, Union
+
+from . import forks
+from .callbacks import issue_due
+from .channel import PipeChannel
+from .engine import Engine, advance_orphans
+from .errors import Blocked, CallbackRaised
+from .interrupts import shielded
+from .launch import ContextLauncher
+from .lifecycle import State
+from .protocols import Launcher, Slot, SlotSource, Task, Work
+from .run import Group, Run
+from .settings import Settings
+
+# By the identity of the slots: handles on the same slots share what a process has of them, however
+# they came here, so that a slot held through one is found by a wait through another.
+_known: weakref.WeakValueDictionary[str, Resources] = weakref.WeakValueDictionary()
+
+
+class Resources:
+    """One jobserver, in one process."""
+
+    def __init__(self, context: BaseContext, slots: SlotSource, launcher: Launcher) -> None:
+        self.context = context
+        self.engine = Engine(slots)
+        self.group = Group()
+        self.launcher = launcher
+        self.closed = False
+        self._entries = 0
+        _known[slots.identity] = self
+        forks.reset_in_children(self)
+
+    @classmethod
+    def open(cls, context: BaseContext, slots: SlotSource) -> Resources:
+        """For new slots, or for those that arrived from another process."""
+        advance_orphans()
+        return cls(context, slots, ContextLauncher(context))
+
+    @staticmethod
+    def known(identity: str) -> Optional[Resources]:
+        """What this process has of these slots already, unless it is closed."""
+        found = _known.get(identity)
+        return None if found is None or found.closed else found
+
+    def check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError(
+                "the Jobserver is closed: its last context manager has exited; make a new one"
+            )
+
+    def enter(self) -> None:
+        with self.engine.lock:
+            self.check_open()
+            self._entries += 1
+
+    def exit(self) -> None:
+        """One context manager less; the last one reclaims what has finished, and closes."""
+        with self.engine.lock:
+            self._entries -= 1
+            if self.closed or self._entries > 0:
+                return
+        suppressed: list[CallbackRaised] = []
+        try:
+            self.engine.advance()
+            while self.group.due:
+                try:
+                    issue_due(self.group)
+                except CallbackRaised as error:
+                    suppressed.append(error)
+        finally:
+            self.close()
+        for raised in suppressed:
+            warnings.warn(
+                f"suppressed {raised!r} at the end of the Jobserver: {raised.__cause__!r}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def close(self) -> None:
+        """Accept nothing more. What runs goes on; the slots are let go of when it is over."""
+        with shielded(), self.engine.lock:
+            if not self.closed:
+                self.closed = True
+                self.engine.release()
+
+    def reclaim(self) -> None:
+        """Free what has finished, and run its callbacks."""
+        self.engine.advance()
+        issue_due(self.group)
+
+    def submit(
+        self, settings: Settings, work: Work, consume: int, deadline: Optional[float]
+    ) -> Run:
+        """Take a slot, launch the work on it. Blocked at the deadline; see `Jobserver.submit`."""
+        self.check_open()
+        self.reclaim()
+        held: list[Slot] = []
+        try:
+            self.pass_gate(settings, deadline)
+            if consume:
+                waited = self._acquire(held, deadline)
+                while waited and (delay := settings.delay()) is not None:
+                    # What the gate said before the wait was out of date.
+                    self.put_back(held)
+                    self._sleep(delay, deadline)
+                    self.pass_gate(settings, deadline)
+                    waited = self._acquire(held, deadline)
+            self.check_open()
+            with shielded():
+                slot = held.pop() if held else None
+                run = self.launch(self.launcher, self.group, settings, work, slot)
+        except BaseException:
+            self.put_back(held)
+            raise
+        if self.engine.slots.is_lent(slot):
+            self._until_relieved(run)
+        return run
+
+    def attempt(self, settings: Settings, work: Work, held: list[Slot]) -> Union[Run, float, None]:
+        """As `submit`, without waiting and without callbacks; uses the slot in `held`, if any.
+
+        None when there is no slot; the seconds to wait when the gate does not admit.
+        """
+        self.check_open()
+        delay = settings.delay()
+        if delay is not None:
+            return delay
+        with shielded():
+            if held:
+                slot: Optional[Slot] = held.pop()
+            else:
+                with self.engine.lock:
+                    slot = self.engine.slots.take()
+            if slot is None:
+                return None
+            return self.launch(self.launcher, self.group, settings, work, slot)
+
+    def launch(
+        self,
+        launcher: Launcher,
+        group: Group,
+        settings: Settings,
+        work: Work,
+        slot: Optional[Slot],
+    ) -> Run:
+        """Start a worker on a slot, which is given back if that fails. To be shielded."""
+        slots = self.engine.slots
+        try:
+            self.engine.prepare()
+            read, write = forks.pipe()
+            try:
+                fn, args, kwargs = work
+                task = Task(
+                    (settings.preexec, fn, args, kwargs),
+                    settings.env,
+                    None if slot is None else slots.identity,
+                )
+                worker = launcher.launch(task, write)
+            except BaseException:
+                forks.close(read)
+                raise
+            finally:
+                forks.close(write)
+        except BaseException:
+            if slot is not None:
+                with self.engine.lock:
+                    slots.give_back(slot)
+            raise
+        run = Run(worker, PipeChannel(read), slot, slots, group)
+        self.engine.track(run)
+        return run
+
+    def pass_gate(self, settings: Settings, deadline: Optional[float]) -> None:
+        """Ask the gate until it admits. Blocked at the deadline."""
+        while (delay := settings.delay()) is not None:
+            self._sleep(delay, deadline)
+
+    def _sleep(self, delay: float, deadline: Optional[float]) -> None:
+        """Sleep for the gate, moving along what finishes meanwhile. Blocked at the deadline."""
+        now = self.engine.clock()
+        end = now + delay
+        if deadline is not None and end >= deadline:
+            self.engine.wait(lambda: False, deadline)
+            raise Blocked
+        self.engine.wait(lambda: False, end)
+        issue_due(self.group)
+
+    def _acquire(self, held: list[Slot], deadline: Optional[float]) -> bool:
+        """Put a slot into `held`; whether that took waiting. Blocked at the deadline.
+
+        Without a deadline, the slot on which this process itself runs will do.
+        """
+        slots = self.engine.slots
+
+        def ready() -> bool:
+            slot = slots.take()
+            if slot is None and deadline is None:
+                slot = slots.lend()
+            if slot is not None:
+                held.append(slot)
+            return slot is not None or bool(self.group.due)
+
+        with shielded(), self.engine.lock:
+            waited = not ready()
+        while not held:
+            if not self.engine.wait(ready, deadline, for_slot=True):
+                raise Blocked
+            issue_due(self.group)
+        return waited
+
+    def put_back(self, held: list[Slot]) -> None:
+        """Free the slots in `held`."""
+        if not held:
+            return
+        with shielded(), self.engine.lock:
+            while held:
+                self.engine.slots.give_back(held.pop())
+
+    def _until_relieved(self, run: Run) -> None:
+        """Wait until work on a lent slot has ended or has a slot of its own.
+
+        Callbacks of other Futures stay due: the work has begun, so nothing may be raised for them.
+        """
+
+        def ready() -> bool:
+            if run.state is State.DONE:
+                return True
+            slot = self.engine.slots.take()
+            if slot is None:
+                return False
+            run.relieve(slot)
+            return True
+
+        self.engine.wait(ready, None, for_slot=True)
+
+    def after_fork(self) -> None:
+        """In a forked child: open as it was, entered by nobody, without Futures."""
+        self.group = Group()
+        self._entries = 0
+
+    def __repr__(self) -> str:
+        method = self.context.get_start_method()
+        return f"Jobserver({method!r}, tracked={len(self.group.tracked)})"
+
+    def __del__(self) -> None:
+        if getattr(self, "closed", True) or sys.is_finalizing():
+            return
+        self.closed = True
+        self.engine.advance()
+        running = len(self.group.tracked)
+        if running:
+            warnings.warn(
+                f"Finalizing {self!r} with {running} running Futures: wait for them, or use the "
+                "Jobserver as a context manager",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+        self.engine.release()

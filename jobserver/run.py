@@ -1,0 +1,147 @@
+"""One piece of work, from its launch until its slot is back: the lifecycle, carried out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from typing import Callable, Optional
+
+from . import wire
+from .lifecycle import Effect, Event, State, step
+from .protocols import Channel, Closed, Poller, Slot, SlotSource, Worker
+
+
+class Group:
+    """The runs of one owner: a family of handles, or an executor."""
+
+    def __init__(self) -> None:
+        self.tracked: set[Run] = set()
+        self.due: deque[Run] = deque()  # done, with callbacks that have not run
+
+
+class Run:
+    """A Future's inner half. The engine's lock guards everything but `callbacks`' consumption."""
+
+    __slots__ = (
+        "_channel",
+        "_slots",
+        "callbacks",
+        "frame",
+        "group",
+        "issuer",
+        "loading",
+        "outcome",
+        "owner_pid",
+        "registered",
+        "slot",
+        "state",
+        "watched",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        worker: Worker,
+        channel: Channel,
+        slot: Optional[Slot],
+        slots: SlotSource,
+        group: Group,
+    ) -> None:
+        self.state = State.RUNNING
+        self.worker = worker
+        self.slot = slot
+        self.group = group
+        self.owner_pid = os.getpid()
+        self.frame: Optional[wire.Frame] = None  # None once SETTLED: the channel closed without
+        self.outcome: Optional[Callable[[], object]] = None  # the frame, once it is loaded
+        self.loading = threading.Lock()
+        self.callbacks: deque[tuple[int, Callable[[], object]]] = deque()
+        self.registered = 0
+        self.issuer: Optional[int] = None  # the thread that is running the callbacks
+        self.watched: Optional[int] = None  # the descriptor that tells of the next event
+        self._channel = channel
+        self._slots = slots
+        group.tracked.add(self)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it belongs to a process of which this one is a fork."""
+        return self.owner_pid != os.getpid()
+
+    def start(self, poller: Poller) -> None:
+        """Wait for the channel from now on."""
+        self._watch(poller, self._channel.fileno())
+
+    def advance(self, poller: Poller) -> None:
+        """Look at what there is to see, and go as far as that leads. Never waits."""
+        if self.state is State.RUNNING:
+            received = self._channel.receive()
+            if received is None:
+                return
+            if isinstance(received, Closed):
+                self._apply(Event.CLOSED, poller)
+            else:
+                self.frame = received
+                self._apply(Event.DELIVERED, poller)
+        elif self.state is State.SETTLED:
+            self._reap(poller)
+
+    def relieve(self, slot: Slot) -> None:
+        """Replace the lent slot by one of its own."""
+        assert self._slots.is_lent(self.slot), "only a lent slot is replaced"
+        lent, self.slot = self.slot, slot
+        if lent is not None:
+            self._slots.give_back(lent)
+
+    def register(self, callback: Callable[[], object]) -> tuple[int, bool]:
+        """Queue a callback: its number, and whether it is due at once."""
+        transition = step(self.state, Event.REGISTER)
+        seqno = self.registered
+        self.registered += 1
+        self.callbacks.append((seqno, callback))
+        return seqno, Effect.ISSUE in transition.effects
+
+    def send_signal(self, signum: int) -> None:
+        """Send the worker a signal, if it still runs."""
+        if Effect.KILL in step(self.state, Event.SIGNAL).effects:
+            self.worker.send_signal(signum)
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's descriptors' numbers; they are closed."""
+        self.watched = None
+
+    def _apply(self, event: Event, poller: Poller) -> None:
+        transition = step(self.state, event)
+        self.state = transition.state
+        for effect in transition.effects:
+            if effect is Effect.CLOSE_CHANNEL:
+                self._watch(poller, None)
+                self._channel.close()
+            elif effect is Effect.REAP:
+                self._reap(poller)
+            elif effect is Effect.CLOSE_WORKER:
+                self._watch(poller, None)
+                self.worker.close()
+            elif effect is Effect.RETURN_SLOT:
+                if self.slot is not None:
+                    slot, self.slot = self.slot, None
+                    self._slots.give_back(slot)
+                self._apply(Event.RETURNED, poller)
+            elif effect is Effect.ANNOUNCE:
+                self.group.tracked.discard(self)
+                if self.callbacks:
+                    self.group.due.append(self)
+
+    def _reap(self, poller: Poller) -> None:
+        if self.worker.poll():
+            self._apply(Event.EXITED, poller)
+        elif self.watched is None:
+            self._watch(poller, self.worker.fileno())
+
+    def _watch(self, poller: Poller, fd: Optional[int]) -> None:
+        if self.watched is not None:
+            poller.unwatch(self.watched)
+        self.watched = fd
+        if fd is not None:
+            poller.watch(fd, self)

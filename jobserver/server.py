@@ -1,0 +1,330 @@
+"""Jobserver: immutable settings over shared resources."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator, Mapping
+from multiprocessing.context import BaseContext, assert_spawning
+from multiprocessing.reduction import DupFd
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Callable, Final, Optional, TypeVar, Union, cast
+
+import attrs
+
+from . import settings as s
+from .cpus import usable_cpus
+from .future import Future
+from .mapping import Results, calls_of
+from .resources import Resources
+from .slots import LIMIT, SlotPool
+
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec, Self
+
+    from .worker import Detachable
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
+
+Context = Union[str, BaseContext, None]
+
+_NO_KWARGS: Final[Mapping[str, object]] = MappingProxyType({})
+
+
+@attrs.frozen(init=False, eq=False, repr=False, getstate_setstate=False)
+class Jobserver:
+    """Runs functions in other processes under a fixed number of slots.
+
+    A handle is immutable. `revise_env`, `replace_preexec`, `replace_sleep` and `copy.copy` make
+    new handles on the same slots. A handle can be an argument of the work it submits, under every
+    start method; then that work draws on the same slots as well.
+
+    `context` is a start method's name, a multiprocessing context, or None for the platform's
+    default. `slots` is how many pieces of work may run at once over the whole tree; None stands for
+    the number of CPUs that this process may use.
+
+    Raises TypeError for arguments of the wrong type, and ValueError for an unknown start method or
+    for slots below 1 or above `select.PIPE_BUF` (a pipe holds the slots).
+    """
+
+    _resources: Resources
+    _settings: s.Settings
+
+    def __init__(self, context: Context = None, slots: Optional[int] = None) -> None:
+        chosen = _context(context)
+        resources = _create(chosen, _check_slots(slots))
+        self._set(resources, s.Settings())
+
+    @property
+    def context(self) -> BaseContext:
+        """The multiprocessing context that starts the workers."""
+        return self._resources.context
+
+    def revise_env(self, revision: s.EnvPairs) -> Self:
+        """A new handle whose workers also have these environment variables set.
+
+        Merged onto earlier revisions, and applied in the worker before anything else happens
+        there; a value None unsets the name. Raises TypeError for what is not str, ValueError for
+        an empty name, "=" or NUL in a name, and NUL in a value.
+        """
+        return self._with(self._settings.revise_env(revision))
+
+    def replace_preexec(
+        self, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Self:
+        """A new handle whose workers call `fn(*args, **kwargs)` just before the work.
+
+        It returns None, or a context manager that is entered around the work; when that swallows
+        the work's exception, the result is None. What it raises is the work's exception.
+        """
+        return self._with(self._settings.replace_preexec(fn, args, kwargs))
+
+    def replace_sleep(self, fn: s.Gate) -> Self:
+        """A new handle that asks `fn()` before it accepts each submission.
+
+        None admits; a number >= 0 is how many seconds to sleep before asking again (never past
+        the submission's deadline); anything else is a ValueError. What it raises passes. It is
+        asked in the submitting process, for `consume=0` too, and again after a wait for a slot.
+        """
+        return self._with(self._settings.replace_sleep(fn))
+
+    def submit(
+        self,
+        fn: Callable[..., T],
+        *,
+        args: Iterable[object] = (),
+        kwargs: Mapping[str, object] = _NO_KWARGS,
+        consume: int = 1,
+        timeout: Optional[float] = None,
+    ) -> Future[T]:
+        """Run `fn(*args, **kwargs)` in a worker once there is a slot.
+
+        Waits for a slot for at most `timeout` seconds (0: not at all; None: without end), and
+        reclaims finished work meanwhile. Work that holds a slot itself and submits without a
+        timeout into a full tree has the new work run on its own slot, and waits until that is
+        done or has a slot of its own. `consume=0` takes no slot: the escape that lets a full tree
+        go one deeper.
+
+        Raises Blocked when there was no slot in time; TypeError and ValueError for bad arguments,
+        and TypeError for what cannot be pickled for the start method; CallbackRaised when a
+        callback of an earlier Future that became due raised; OSError when the system cannot start
+        another process. Nothing was submitted then, and the slot is free.
+        """
+        work = _check_work(fn, args, kwargs)
+        _check_consume(consume)
+        seconds = s.check_timeout(timeout)
+        resources = self._resources
+        run = resources.submit(self._settings, work, consume, resources.engine.deadline(seconds))
+        return Future(resources.engine, run)
+
+    def __call__(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """`submit` with its defaults: wait without end for a slot, then run the call."""
+        return self.submit(fn, args=args, kwargs=kwargs)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        argses: Optional[Iterable[Iterable[object]]] = None,
+        kwargses: Optional[Iterable[Mapping[str, object]]] = None,
+        *,
+        timeout: Optional[float] = None,
+        chunksize: int = 1,
+        buffersize: Optional[int] = None,
+    ) -> Iterator[T]:
+        """The results of `fn(*args, **kwargs)` for each of `argses` and `kwargses`, in order.
+
+        `argses` yields iterables of positional arguments, `kwargses` mappings of keyword
+        arguments; when both are given they have the same length. `chunksize` calls go into one
+        submission. The inputs are collected now, unless `buffersize` bounds how many submissions
+        are outstanding: then they are read as the results are.
+
+        A call's exception is raised at its own position, and the iterator goes on after it.
+        `timeout` counts from now; past it the iterator raises Blocked. Leaving the iterator early
+        cancels nothing.
+        """
+        _check_callable(fn)
+        seconds = s.check_timeout(timeout)
+        chunk = _check_positive("chunksize", chunksize)
+        buffer = None if buffersize is None else _check_positive("buffersize", buffersize)
+        self._resources.check_open()
+        calls = calls_of(argses, kwargses, lazily=buffer is not None)
+        return Results(
+            self._resources,
+            self._settings,
+            fn,
+            calls,
+            timeout=seconds,
+            chunksize=chunk,
+            buffersize=buffer,
+        )
+
+    def reclaim_resources(self) -> None:
+        """Free what has finished and run its callbacks; the cost is that of what has finished.
+
+        Raises CallbackRaised when a callback raised; the remaining ones run at the next call.
+        """
+        self._resources.check_open()
+        self._resources.reclaim()
+
+    def __enter__(self) -> Self:
+        """Entries are counted over all handles on these slots; the last exit closes them."""
+        self._resources.enter()
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        """The last exit reclaims what has finished, runs its callbacks, and closes.
+
+        Work that still runs goes on, and its Futures can still be waited for. Callbacks that
+        raise are reported as RuntimeWarning.
+        """
+        self._resources.exit()
+
+    def _with(self, settings: s.Settings) -> Self:
+        self._resources.check_open()
+        return self._make(self._resources, settings)
+
+    @classmethod
+    def _make(cls, resources: Resources, settings: s.Settings) -> Self:
+        handle = cls.__new__(cls)
+        handle._set(resources, settings)
+        return handle
+
+    def _set(self, resources: Resources, settings: s.Settings) -> None:
+        # The handle is frozen; this is how attrs itself fills it.
+        object.__setattr__(self, "_resources", resources)
+        object.__setattr__(self, "_settings", settings)
+
+    def __copy__(self) -> Self:
+        return self._make(self._resources, self._settings)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self.__copy__()
+
+    def __getstate__(self) -> tuple[object, ...]:
+        assert_spawning(self)
+        self._resources.check_open()
+        slots = self._resources.engine.slots
+        if not isinstance(slots, SlotPool):
+            raise TypeError(f"a Jobserver over {slots!r} cannot leave its process")
+        return (
+            self.context.get_start_method(),
+            slots.identity,
+            slots.count,
+            DupFd(slots.read),
+            DupFd(slots.write),
+            self._settings,
+        )
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, tuple):
+            raise TypeError(f"the state of a Jobserver is a tuple, not {state!r}")
+        parts = cast("tuple[object, ...]", state)
+        if len(parts) != 6:
+            raise ValueError(f"the state of a Jobserver has 6 parts, not {len(parts)}: {state!r}")
+        method, identity, count, read, write, settings = parts
+        if not (
+            isinstance(method, str)
+            and isinstance(identity, str)
+            and hasattr(read, "detach")
+            and hasattr(write, "detach")
+            and isinstance(settings, s.Settings)
+        ):
+            raise TypeError(f"malformed state of a Jobserver: {state!r}")
+        chosen = _context(method)
+        number = _check_slots(count)
+        pool = SlotPool(
+            identity,
+            number,
+            cast("Detachable", read).detach(),
+            cast("Detachable", write).detach(),
+        )
+        resources = Resources.known(identity)
+        if resources is None:
+            pool.keep_from_programs()
+            resources = Resources.open(chosen, pool)
+        else:
+            pool.close()
+        self._set(resources, settings)
+
+    def __repr__(self) -> str:
+        return repr(self._resources)
+
+
+def share(jobserver: Jobserver) -> tuple[Resources, s.Settings]:
+    """What an executor on the same slots uses of a handle."""
+    return jobserver._resources, jobserver._settings  # pyright: ignore[reportPrivateUsage]
+
+
+def _context(context: object) -> BaseContext:
+    if context is None:
+        return multiprocessing.get_context()
+    if isinstance(context, str):
+        return multiprocessing.get_context(context)
+    if isinstance(context, BaseContext):
+        # The default context, which resolves late, is settled now.
+        return context.get_context()
+    raise TypeError(
+        "context must be a start method's name, a multiprocessing context or None, "
+        f"not {context!r} of type {type(context).__qualname__}"
+    )
+
+
+def _check_slots(slots: object) -> int:
+    if slots is None:
+        return min(usable_cpus(), LIMIT)
+    if isinstance(slots, bool) or not isinstance(slots, int):
+        raise TypeError(f"slots must be an int or None, not {slots!r}")
+    if slots < 1:
+        raise ValueError(f"slots must be at least 1, not {slots!r}")
+    if slots > LIMIT:
+        raise ValueError(
+            f"slots must be at most {LIMIT} (select.PIPE_BUF: a pipe holds them), not {slots!r}"
+        )
+    return slots
+
+
+def _create(context: BaseContext, count: int) -> Resources:
+    pool = SlotPool.create(count)
+    try:
+        return Resources.open(context, pool)
+    except BaseException:
+        pool.close()
+        raise
+
+
+def _check_callable(fn: object) -> None:
+    if not callable(fn):
+        raise TypeError(f"fn must be callable, not {fn!r} of type {type(fn).__qualname__}")
+
+
+def _check_work(
+    fn: Callable[..., object], args: object, kwargs: object
+) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:
+    _check_callable(fn)
+    if not isinstance(args, Iterable):
+        raise TypeError(f"args must be iterable, not {args!r} of type {type(args).__qualname__}")
+    if not isinstance(kwargs, Mapping):
+        raise TypeError(
+            f"kwargs must be a mapping, not {kwargs!r} of type {type(kwargs).__qualname__}"
+        )
+    # Copied: the mapping's own class need not be one that can be pickled.
+    return fn, tuple(cast("Iterable[object]", args)), dict(cast("Mapping[str, object]", kwargs))
+
+
+def _check_consume(consume: object) -> None:
+    if isinstance(consume, bool) or not isinstance(consume, int) or consume not in (0, 1):
+        raise ValueError(f"consume must be 0 or 1, not {consume!r}")
+
+
+def _check_positive(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}")
+    return value

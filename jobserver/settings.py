@@ -1,0 +1,110 @@
+"""The immutable controls of a submission: environment, preexec, admission gate."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import Callable, Optional, Union, cast
+
+import attrs
+
+EnvPairs = Union[Mapping[str, Optional[str]], Iterable[tuple[str, Optional[str]]]]
+Gate = Callable[[], Optional[float]]
+
+
+@attrs.frozen
+class Settings:
+    """What a handle adds to the work submitted through it. Each change is a new object."""
+
+    env: tuple[tuple[str, Optional[str]], ...] = ()
+    preexec: Optional[Callable[[], object]] = None
+    sleep: Optional[Gate] = None
+
+    def revise_env(self, revision: EnvPairs) -> Settings:
+        """Merge a revision onto the earlier ones, checked as `os.environ` would check it."""
+        merged = dict(self.env)
+        for name, value in _pairs(revision):
+            _check_env(name, value)
+            merged[name] = value
+        return attrs.evolve(self, env=tuple(merged.items()))
+
+    def replace_preexec(
+        self, fn: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> Settings:
+        if not callable(fn):
+            raise TypeError(f"preexec must be callable, not {fn!r}")
+        return attrs.evolve(self, preexec=functools.partial(fn, *args, **kwargs))
+
+    def replace_sleep(self, fn: Gate) -> Settings:
+        if not callable(fn):
+            raise TypeError(f"sleep must be callable, not {fn!r}")
+        return attrs.evolve(self, sleep=fn)
+
+    def delay(self) -> Optional[float]:
+        """Ask the gate: None admits, a number is the seconds to sleep before asking again."""
+        if self.sleep is None:
+            return None
+        return _check_delay(self.sleep())
+
+
+def _check_delay(answer: object) -> Optional[float]:
+    if answer is None:
+        return None
+    if isinstance(answer, bool) or not isinstance(answer, (int, float)) or not answer >= 0:
+        raise ValueError(
+            "the function given to replace_sleep must return None or a number of seconds "
+            f">= 0, not {answer!r}"
+        )
+    return float(answer)
+
+
+def check_timeout(timeout: object) -> Optional[float]:
+    """The timeout in seconds as a float, or None for no end; anything unfit raises."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(
+            f"timeout must be None or a number of seconds, not {timeout!r} "
+            f"of type {type(timeout).__qualname__}"
+        )
+    try:
+        seconds = float(timeout)
+    except OverflowError:
+        seconds = math.inf
+    if not (0 <= seconds < math.inf):
+        raise ValueError(
+            f"timeout must be finite and >= 0 seconds (None waits for ever), not {timeout!r}"
+        )
+    return seconds
+
+
+def _pairs(revision: object) -> Iterable[tuple[str, Optional[str]]]:
+    if isinstance(revision, Mapping):
+        revision = cast("Mapping[str, Optional[str]]", revision).items()
+    if isinstance(revision, (str, bytes)) or not isinstance(revision, Iterable):
+        raise TypeError(
+            f"env must be a mapping or pairs of names and values, not {revision!r} "
+            f"of type {type(revision).__qualname__}"
+        )
+    # The types within are checked one by one.
+    return cast("Iterable[tuple[str, Optional[str]]]", revision)
+
+
+def _check_env(name: object, value: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"env names must be str, not {name!r} of type {type(name).__qualname__}")
+    if not name or "=" in name or "\0" in name:
+        raise ValueError(f"env names must be non-empty, without '=' and NUL, not {name!r}")
+    os.fsencode(name)
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise TypeError(
+            f"the value of env {name!r} must be str, or None to unset it, not {value!r} "
+            f"of type {type(value).__qualname__}"
+        )
+    if "\0" in value:
+        raise ValueError(f"the value of env {name!r} must be without NUL, not {value!r}")
+    os.fsencode(value)

@@ -1,0 +1,187 @@
+"""The worker's side: set the environment, run the work, answer, end.
+
+This module is all that a fresh process imports of the package, besides `wire`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+from . import wire
+
+TYPE_CHECKING = False  # spares every spawned worker the import of typing
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Callable, NoReturn, Optional, Protocol
+
+    class Detachable(Protocol):
+        """A descriptor on its way into a new process, as `multiprocessing.reduction.DupFd`."""
+
+        def detach(self) -> int: ...
+
+    Env = Sequence[tuple[str, Optional[str]]]
+    Call = tuple[
+        Optional[Callable[[], object]],  # preexec
+        Callable[..., object],
+        Iterable[object],
+        Mapping[str, object],
+    ]
+
+
+# The pool of slots from which the work of this process holds one, by its identity; or None.
+held: Optional[str] = None
+
+# What a process forked by a `forker` inherited in memory, because it may not be picklable.
+carried: Optional[Callable[[], object]] = None
+
+# The descriptors that came with the work that runs here; see `Descriptor`.
+received: Sequence[int] = ()
+
+
+class Descriptor:
+    """A descriptor that a forker passes on: its place in the list of those received."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Descriptor, (self.index,)
+
+    def detach(self) -> int:
+        return received[self.index]
+
+
+def arrived(descriptor: Detachable) -> Detachable:
+    """What is pickled of a descriptor that is duplicated for the new process."""
+    return descriptor
+
+
+class Carried:
+    """Stands in a pickle for `carried`."""
+
+    def __call__(self) -> object:
+        assert carried is not None, "only a forker that carries something is sent this"
+        return carried()
+
+
+class InitializerFailed(Exception):
+    """An executor's initializer raised, so no work can run; `__cause__` says what."""
+
+
+class Initialize:
+    """Run an executor's initializer, then the preexec of its Jobserver."""
+
+    def __init__(
+        self,
+        initializer: Callable[..., object],
+        initargs: tuple[object, ...],
+        preexec: Optional[Callable[[], object]],
+    ) -> None:
+        self.initializer = initializer
+        self.initargs = initargs
+        self.preexec = preexec
+
+    def __call__(self) -> object:
+        try:
+            self.initializer(*self.initargs)
+        except Exception as cause:
+            raise InitializerFailed(repr(cause)) from cause
+        return None if self.preexec is None else self.preexec()
+
+
+def run_inherited(reply: int, env: Env, pool: Optional[str], call: Call) -> None:
+    """A forked worker: everything came in memory."""
+    _work(reply, env, pool, lambda: call)
+
+
+def run_received(reply: Detachable, parcel: Detachable) -> None:
+    """A worker that was started afresh: `parcel` is a file of two pickles, env first."""
+    reply_fd, parcel_fd = reply.detach(), parcel.detach()
+    # They arrive inheritable. A program that the work starts must not keep the channel open.
+    os.set_inheritable(reply_fd, False)
+    os.set_inheritable(parcel_fd, False)
+    with open(parcel_fd, "rb") as stream:
+        env, pool = pickle.load(stream)
+
+        def load() -> Call:
+            with stream:
+                call: Call = pickle.load(stream)
+            return call
+
+        _work(reply_fd, env, pool, load)
+
+
+def run_chunk(
+    fn: Callable[..., object], calls: Sequence[tuple[tuple[object, ...], Mapping[str, object]]]
+) -> list[wire.Ending]:
+    """Several calls as one piece of work; each one's ending is packed by itself."""
+    endings: list[wire.Ending] = []
+    for args, kwargs in calls:
+        try:
+            packet = wire.pack_value(fn(*args, **kwargs))
+        except Exception as error:
+            packet = wire.pack_error(error)
+        endings.append((packet.kind, packet.text, bytes(packet.body)))
+    return endings
+
+
+def _work(reply: int, env: Env, pool: Optional[str], load: Callable[[], Call]) -> None:
+    global held
+    held = pool
+    try:
+        try:
+            _revise_environ(env)
+            packet = wire.pack_value(_call(*load()))
+        except Exception as error:
+            packet = wire.pack_error(error)
+    except BaseException as leaving:
+        # Also from pickling the result, or the exception: user code runs there as well.
+        _answer(reply, wire.pack_error(leaving))
+        _leave(leaving)
+    else:
+        _answer(reply, packet)
+
+
+def _revise_environ(env: Env) -> None:
+    for name, value in env:
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _call(
+    preexec: Optional[Callable[[], object]],
+    fn: Callable[..., object],
+    args: Iterable[object],
+    kwargs: Mapping[str, object],
+) -> object:
+    around = None if preexec is None else preexec()
+    if around is None:
+        return fn(*args, **kwargs)
+    if not (hasattr(type(around), "__enter__") and hasattr(type(around), "__exit__")):
+        raise TypeError(
+            "preexec must return None or a context manager, "
+            f"not an object of type {type(around).__qualname__}"
+        )
+    with around:  # type: ignore[attr-defined]  # checked just above
+        return fn(*args, **kwargs)
+    return None
+
+
+def _answer(reply: int, packet: wire.Packet) -> None:
+    try:
+        packet.send(reply)
+    except BrokenPipeError:
+        pass  # whoever wanted the result has gone
+    os.close(reply)
+
+
+def _leave(leaving: BaseException) -> NoReturn:
+    """End with the exit status that multiprocessing gives, without its traceback on stderr."""
+    if isinstance(leaving, SystemExit):
+        raise leaving
+    raise SystemExit(1) from None
