@@ -33,16 +33,21 @@ def issue(run: Run) -> None:
     if _thread.queue is not None:
         _thread.queue.append(run)
         return
-    queue = _thread.queue = deque((run,))
+    queue = deque((run,))
     try:
-        while queue:
-            _issue_all(queue[0])
-            queue.popleft()
+        try:
+            _thread.queue = queue
+            while queue:
+                _issue_all(queue[0])
+                queue.popleft()
+        finally:
+            _thread.queue = None
+            for left in queue:
+                if left.callbacks and left is not run:
+                    left.group.due.append(left)
     finally:
+        # Again, as an interrupt can come after the block and before its `finally`.
         _thread.queue = None
-        for left in queue:
-            if left.callbacks and left is not run:
-                left.group.due.append(left)
 
 
 def issue_due(group: Group) -> None:
@@ -61,19 +66,42 @@ def issue_due(group: Group) -> None:
 
 
 def _issue_all(run: Run) -> None:
-    me = threading.get_ident()
-    while True:
-        with shielded(), run.loading:
-            # One thread at a time, or they would not run in order.
-            if run.issuer not in (None, me) or not run.callbacks:
-                return
-            run.issuer = me
-            seqno, callback = run.callbacks.popleft()
+    while run.callbacks:
         try:
-            callback()
-        except CallbackRaised as error:
-            raise CallbackRaised(seqno) from (error.__cause__ or error)
-        except Exception as error:
-            raise CallbackRaised(seqno) from error
+            try:
+                if not _claim(run):
+                    return
+                _issue_one(run)
+            finally:
+                _release(run)
         finally:
-            run.issuer = None
+            # Again, as an interrupt can come after the block and before its `finally`.
+            _release(run)
+
+
+def _issue_one(run: Run) -> None:
+    seqno = run.callbacks[0][0]
+    try:
+        # On one line, so that an interrupt finds it queued or begun.
+        run.callbacks.popleft()[1]()
+    except CallbackRaised as error:
+        raise CallbackRaised(seqno) from (error.__cause__ or error)
+    except Exception as error:
+        raise CallbackRaised(seqno) from error
+
+
+def _claim(run: Run) -> bool:
+    """Become the one thread that runs a callback, or they would not run in order.
+
+    The thread that has it looks for more callbacks once it has let go.
+    """
+    with shielded(), run.loading:
+        if run.issuer is not None or not run.callbacks:
+            return False
+        run.issuer = threading.get_ident()
+        return True
+
+
+def _release(run: Run) -> None:
+    if run.issuer == threading.get_ident():
+        run.issuer = None

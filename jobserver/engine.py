@@ -37,10 +37,11 @@ _draining_pid: Optional[int] = None
 class _Turn:
     """One thread's part in one turn: it leads, with the poller, or it follows, asleep."""
 
-    __slots__ = ("_asleep", "poller")
+    __slots__ = ("_asleep", "poller", "thread")
 
     def __init__(self) -> None:
         self.poller: Optional[Poller] = None
+        self.thread = threading.get_ident()
         self._asleep = threading.Lock()
         self._asleep.acquire()
 
@@ -104,20 +105,24 @@ class Engine:
             remaining = None if deadline is None else max(0.0, deadline - self.clock())
             turn = _Turn()
             try:
-                with shielded(), self.lock:
-                    if ready():
-                        return True
-                    if remaining != 0:
-                        self._enter(turn, for_slot)
-                if remaining == 0:
-                    self.advance()
+                try:
                     with shielded(), self.lock:
-                        return ready()
-                if turn.poller is not None:
-                    self._move(turn.poller, remaining)
-                else:
-                    turn.follow(remaining)
+                        if ready():
+                            return True
+                        if remaining != 0:
+                            self._enter(turn, for_slot)
+                    if remaining == 0:
+                        self.advance()
+                        with shielded(), self.lock:
+                            return ready()
+                    if turn.poller is not None:
+                        self._move(turn.poller, remaining)
+                    else:
+                        turn.follow(remaining)
+                finally:
+                    self._leave(turn)
             finally:
+                # Again, as an interrupt can come after the block and before its `finally`.
                 self._leave(turn)
 
     def advance(self) -> None:
@@ -167,7 +172,8 @@ class Engine:
     def _enter(self, turn: _Turn, for_slot: bool) -> None:
         if for_slot:
             self._watch_slot()
-        if self._leader is None:
+        # A leader of this very thread is a wait that this one interrupted: a signal handler's.
+        if self._leader is None or self._leader.thread == turn.thread:
             turn.poller = self._open_poller()
             self._leader = turn
         else:

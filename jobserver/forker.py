@@ -26,12 +26,15 @@ import struct
 import sys
 import threading
 from multiprocessing.context import set_spawning_popen
-from typing import Callable, Final, Optional
+from typing import TYPE_CHECKING, Callable, Final, Optional, cast
 
 from . import forks, worker
 from .interrupts import shielded
 from .launch import Child, ContextLauncher, Served, pack
 from .protocols import Task, Worker
+
+if TYPE_CHECKING:
+    from multiprocessing import popen_spawn_posix
 
 _NUMBER: Final = struct.Struct("q")
 _MOST_DESCRIPTORS: Final = 253  # SCM_MAX_FD of the Linux kernel
@@ -68,7 +71,7 @@ class Forker:
         """`protocols.Launcher.launch`. Raises ForkerLost when the forker has gone."""
         parcel = _Parcel()
         # It asks of a Popen what _Parcel has; the stubs name its own classes only.
-        set_spawning_popen(parcel)  # type: ignore[arg-type]
+        set_spawning_popen(cast("popen_spawn_posix.Popen", parcel))
         try:
             file = pack(task, "fork")
         finally:

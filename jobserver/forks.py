@@ -15,6 +15,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol
 
+from . import worker
+
 
 class ForkAware(Protocol):
     """Something that must be reset in a forked child.
@@ -68,13 +70,18 @@ def reset_in_children(item: ForkAware) -> None:
 
 def _in_child() -> None:
     handed: frozenset[int] = getattr(_thread, "handed", frozenset())
-    for fd in _private - handed:
+    unwanted = _private - handed
+    if handed and worker.answering is not None:
+        # One of our own, which has its own channel. A process that the work forks by itself keeps
+        # the work's: that the channel is open says that somebody may still answer.
+        unwanted.add(worker.answering)
+        worker.answering = None
+    for fd in unwanted:
         try:
             os.close(fd)
         except OSError:
             continue  # another thread of the parent was just closing it
     _private.clear()
-    _private.update(handed)
     _thread.handed = frozenset()
     for item in list(_aware):
         item.after_fork()

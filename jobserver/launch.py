@@ -21,7 +21,7 @@ from multiprocessing import process as mp_process
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import DupFd, ForkingPickler
 from types import TracebackType
-from typing import IO, Callable, Final, Optional, cast
+from typing import IO, Any, Callable, Final, Optional, cast
 
 from . import forks, worker
 from .protocols import Task, Worker
@@ -166,10 +166,13 @@ class ContextLauncher:
                 # The forkserver died after it had the work and before it told the pid. The work
                 # may run; were it started again it might run twice.
                 return Unknown()
-            except ConnectionError:
-                # The server or the fresh process died before it had all: nothing has begun.
+            except (ConnectionError, ChildProcessError) as error:
+                # The server or the fresh process died before it had all: nothing has begun. Or
+                # this process is a fork, and takes its parent's server for its own.
                 if attempt == _STARTS:
                     raise
+                if isinstance(error, ChildProcessError):
+                    _forget_forkserver()
                 continue
             finally:
                 parcel.close()
@@ -295,6 +298,21 @@ def _close_forgotten_pipes(trace: Optional[TracebackType]) -> None:
                 if isinstance(fd, int):
                     os.close(fd)
         trace = trace.tb_next
+
+
+def _forget_forkserver() -> None:
+    """In a fork of a process with a forkserver: have multiprocessing start another one.
+
+    It does not reset this state in forked children, and then waits for a child that it has not.
+    """
+    from multiprocessing import forkserver
+
+    # typeshed has the class, without the attributes; what is not public is read as it is.
+    server: Any = vars(forkserver)["_forkserver"]
+    with server._lock:
+        if server._forkserver_alive_fd is not None:
+            os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = server._forkserver_pid = server._forkserver_address = None
 
 
 def _close_process(process: mp_process.BaseProcess) -> None:

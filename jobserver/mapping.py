@@ -258,6 +258,9 @@ class Results(Iterator[T], Generic[T]):
 
     def __del__(self) -> None:
         # Abandoned early: the slots of what has finished are not to wait for somebody's call.
+        # And a slot that an interrupt left here is put back.
         resources: Optional[Resources] = getattr(self, "_resources", None)
-        if resources is not None and getattr(self, "_outstanding", None):
-            resources.engine.advance()
+        if resources is not None and hasattr(self, "_held"):
+            resources.put_back(self._held)
+            if self._outstanding:
+                resources.engine.advance()

@@ -104,15 +104,15 @@ class Resources:
         self.reclaim()
         held: list[Slot] = []
         try:
-            self.pass_gate(settings, deadline)
-            if consume:
-                waited = self._acquire(held, deadline)
-                while waited and (delay := settings.delay()) is not None:
-                    # What the gate said before the wait was out of date.
-                    self.put_back(held)
-                    self._sleep(delay, deadline)
-                    self.pass_gate(settings, deadline)
-                    waited = self._acquire(held, deadline)
+            # Slot first, so that the gate's word is fresh, and one word stands for one acceptance.
+            while True:
+                if consume:
+                    self._acquire(held, deadline)
+                delay = settings.delay()
+                if delay is None:
+                    break
+                self.put_back(held)
+                self._sleep(delay, deadline)
             self.check_open()
             with shielded():
                 slot = held.pop() if held else None
@@ -127,21 +127,21 @@ class Resources:
     def attempt(self, settings: Settings, work: Work, held: list[Slot]) -> Union[Run, float, None]:
         """As `submit`, without waiting and without callbacks; uses the slot in `held`, if any.
 
-        None when there is no slot; the seconds to wait when the gate does not admit.
+        None when there is no slot; the seconds to wait when the gate does not admit. A slot that
+        was taken in vain is left in `held`, for the caller to put back.
         """
         self.check_open()
+        with shielded(), self.engine.lock:
+            slot = None if held else self.engine.slots.take()
+            if slot is not None:
+                held.append(slot)
+        if not held:
+            return None
         delay = settings.delay()
         if delay is not None:
             return delay
         with shielded():
-            if held:
-                slot: Optional[Slot] = held.pop()
-            else:
-                with self.engine.lock:
-                    slot = self.engine.slots.take()
-            if slot is None:
-                return None
-            return self.launch(self.launcher, self.group, settings, work, slot)
+            return self.launch(self.launcher, self.group, settings, work, held.pop())
 
     def launch(
         self,
@@ -178,11 +178,6 @@ class Resources:
         self.engine.track(run)
         return run
 
-    def pass_gate(self, settings: Settings, deadline: Optional[float]) -> None:
-        """Ask the gate until it admits. Blocked at the deadline."""
-        while (delay := settings.delay()) is not None:
-            self._sleep(delay, deadline)
-
     def _sleep(self, delay: float, deadline: Optional[float]) -> None:
         """Sleep for the gate, moving along what finishes meanwhile. Blocked at the deadline."""
         now = self.engine.clock()
@@ -193,8 +188,8 @@ class Resources:
         self.engine.wait(lambda: False, end)
         issue_due(self.group)
 
-    def _acquire(self, held: list[Slot], deadline: Optional[float]) -> bool:
-        """Put a slot into `held`; whether that took waiting. Blocked at the deadline.
+    def _acquire(self, held: list[Slot], deadline: Optional[float]) -> None:
+        """Put a slot into `held`. Blocked at the deadline.
 
         Without a deadline, the slot on which this process itself runs will do.
         """
@@ -208,13 +203,10 @@ class Resources:
                 held.append(slot)
             return slot is not None or bool(self.group.due)
 
-        with shielded(), self.engine.lock:
-            waited = not ready()
         while not held:
             if not self.engine.wait(ready, deadline, for_slot=True):
                 raise Blocked
             issue_due(self.group)
-        return waited
 
     def put_back(self, held: list[Slot]) -> None:
         """Free the slots in `held`."""

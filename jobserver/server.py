@@ -85,7 +85,7 @@ class Jobserver:
 
         None admits; a number >= 0 is how many seconds to sleep before asking again (never past
         the submission's deadline); anything else is a ValueError. What it raises passes. It is
-        asked in the submitting process, for `consume=0` too, and again after a wait for a slot.
+        asked in the submitting process once there is a slot, and for `consume=0` too.
         """
         return self._with(self._settings.replace_sleep(fn))
 

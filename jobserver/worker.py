@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 # The pool of slots from which the work of this process holds one, by its identity; or None.
 held: Optional[str] = None
 
+# The descriptor on which the work of this process will be answered.
+answering: Optional[int] = None
+
 # What a process forked by a `forker` inherited in memory, because it may not be picklable.
 carried: Optional[Callable[[], object]] = None
 
@@ -129,8 +132,8 @@ def run_chunk(
 
 
 def _work(reply: int, env: Env, pool: Optional[str], load: Callable[[], Call]) -> None:
-    global held
-    held = pool
+    global held, answering
+    held, answering = pool, reply
     try:
         try:
             _revise_environ(env)
@@ -173,10 +176,12 @@ def _call(
 
 
 def _answer(reply: int, packet: wire.Packet) -> None:
+    global answering
     try:
         packet.send(reply)
     except BrokenPipeError:
         pass  # whoever wanted the result has gone
+    answering = None
     os.close(reply)
 
 
