@@ -95,13 +95,15 @@ def _claim(run: Run) -> bool:
 
     The thread that has it looks for more callbacks once it has let go.
     """
-    with shielded(), run.loading:
-        if run.issuer is not None or not run.callbacks:
+    with shielded():
+        if not run.callbacks or not run.issuing.acquire(blocking=False):
             return False
         run.issuer = threading.get_ident()
         return True
 
 
 def _release(run: Run) -> None:
-    if run.issuer == threading.get_ident():
-        run.issuer = None
+    with shielded():
+        if run.issuer == threading.get_ident():
+            run.issuer = None
+            run.issuing.release()

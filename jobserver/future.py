@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import warnings
@@ -137,11 +138,25 @@ class Future(Generic[T]):
 
 def load(run: Run) -> object:
     """The value of a run that is done; raises what it ended with."""
-    with run.loading:
-        if run.outcome is None:
-            run.outcome = _outcome(run)
-            run.frame = None
+    if run.outcome is None:
+        # Not a `with`, which an interrupt can leave locked: what is loaded is code of the user,
+        # and may take its time, so it is not shielded.
+        try:
+            try:
+                run.loading.acquire()
+                if run.outcome is None:
+                    run.outcome = _outcome(run)
+                    run.frame = None
+            finally:
+                _release(run)
+        finally:
+            _release(run)
     return run.outcome()
+
+
+def _release(run: Run) -> None:
+    with contextlib.suppress(RuntimeError):  # released, or never acquired
+        run.loading.release()
 
 
 def _outcome(run: Run) -> Callable[[], object]:

@@ -30,6 +30,7 @@ class Run:
         "frame",
         "group",
         "issuer",
+        "issuing",
         "loading",
         "outcome",
         "owner_pid",
@@ -55,10 +56,11 @@ class Run:
         self.owner_pid = os.getpid()
         self.frame: Optional[wire.Frame] = None  # None once SETTLED: the channel closed without
         self.outcome: Optional[Callable[[], object]] = None  # the frame, once it is loaded
-        self.loading = threading.Lock()
+        self.loading = threading.RLock()  # held while the frame is loaded
         self.callbacks: deque[tuple[int, Callable[[], object]]] = deque()
         self.registered = 0
-        self.issuer: Optional[int] = None  # the thread that is running the callbacks
+        self.issuing = threading.Lock()  # held while a callback runs
+        self.issuer: Optional[int] = None  # by the thread that runs it
         self.watched: Optional[int] = None  # the descriptor that tells of the next event
         self._channel = channel
         self._slots = slots
