@@ -196,12 +196,14 @@ class Resources:
         slots = self.engine.slots
 
         def ready() -> bool:
+            if self.group.due:
+                return True  # callbacks first, for they may need that slot
             slot = slots.take()
             if slot is None and deadline is None:
                 slot = slots.lend()
             if slot is not None:
                 held.append(slot)
-            return slot is not None or bool(self.group.due)
+            return slot is not None
 
         while not held:
             if not self.engine.wait(ready, deadline, for_slot=True):
