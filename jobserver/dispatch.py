@@ -138,6 +138,7 @@ class Dispatch:
         self._held: list[Slot] = []
         self._lent: Optional[Run] = None
         self._pause = 0.0  # the gate is not to be asked before
+        self._admitted = False  # by the gate: the next that is launched
         resources.engine.retain()
 
     def submit(self, work: Work) -> AwaitedFuture[object]:
@@ -284,21 +285,30 @@ class Dispatch:
                 if not (self.pending and (self._held or self._ready(False)) and self._held):
                     break
                 future = self.pending[0].future
-            try:
-                delay = self._settings.delay()
-            except Exception as error:
-                self._fail_oldest(error)
+            if self._settings.sleep is not None and not self._admitted:
+                # As `Resources.submit` has it: asked when there is a slot, not holding it.
+                self.resources.put_back(self._held)
+                self._ask()
                 continue
-            if delay is not None:
-                self._pause = engine.clock() + delay
-                break
             with engine.lock:
                 if not self.pending or self.pending[0].future is not future:
                     continue  # cancelled meanwhile
                 item = self.pending.popleft()
             if item.future.set_running_or_notify_cancel():
+                self._admitted = False
                 self._launch(item)
         self.resources.put_back(self._held)
+
+    def _ask(self) -> None:
+        """Ask the gate; its exception is that of the work for which it was asked."""
+        try:
+            delay = self._settings.delay()
+        except Exception as error:
+            self._fail_oldest(error)
+            return
+        self._admitted = delay is None
+        if delay is not None:
+            self._pause = self.resources.engine.clock() + delay
 
     def _launch(self, item: _Item) -> None:
         slot = self._held.pop()

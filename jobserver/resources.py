@@ -104,15 +104,16 @@ class Resources:
         self.reclaim()
         held: list[Slot] = []
         try:
-            # Slot first, so that the gate's word is fresh, and one word stands for one acceptance.
-            while True:
+            if consume:
+                self._acquire(held, deadline)
+            if settings.sleep is not None:
+                # Asked when there is a slot, so that its word is fresh; but without holding it,
+                # for it may take its time. One None stands for one acceptance.
+                self.put_back(held)
+                while (delay := settings.delay()) is not None:
+                    self._sleep(delay, deadline)
                 if consume:
                     self._acquire(held, deadline)
-                delay = settings.delay()
-                if delay is None:
-                    break
-                self.put_back(held)
-                self._sleep(delay, deadline)
             self.check_open()
             with shielded():
                 slot = held.pop() if held else None
@@ -127,19 +128,18 @@ class Resources:
     def attempt(self, settings: Settings, work: Work, held: list[Slot]) -> Union[Run, float, None]:
         """As `submit`, without waiting and without callbacks; uses the slot in `held`, if any.
 
-        None when there is no slot; the seconds to wait when the gate does not admit. A slot that
-        was taken in vain is left in `held`, for the caller to put back.
+        None when there is no slot; the seconds to wait when the gate does not admit.
         """
         self.check_open()
-        with shielded(), self.engine.lock:
-            slot = None if held else self.engine.slots.take()
-            if slot is not None:
-                held.append(slot)
-        if not held:
+        if not self._take(held):
             return None
-        delay = settings.delay()
-        if delay is not None:
-            return delay
+        if settings.sleep is not None:
+            self.put_back(held)
+            delay = settings.delay()
+            if delay is not None:
+                return delay
+            if not self._take(held):
+                return None
         with shielded():
             return self.launch(self.launcher, self.group, settings, work, held.pop())
 
@@ -208,7 +208,16 @@ class Resources:
         while not held:
             if not self.engine.wait(ready, deadline, for_slot=True):
                 raise Blocked
-            issue_due(self.group)
+            if not held:
+                issue_due(self.group)
+
+    def _take(self, held: list[Slot]) -> bool:
+        """Have a slot in `held`, if one can be had at once."""
+        with shielded(), self.engine.lock:
+            slot = None if held else self.engine.slots.take()
+            if slot is not None:
+                held.append(slot)
+        return bool(held)
 
     def put_back(self, held: list[Slot]) -> None:
         """Free the slots in `held`."""
