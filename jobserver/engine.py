@@ -180,6 +180,8 @@ class Engine:
             self._followers.append(turn)
 
     def _leave(self, turn: _Turn) -> None:
+        if turn is not self._leader and turn not in self._followers:
+            return
         with shielded(), self.lock:
             if self._leader is turn:
                 self._leader = None

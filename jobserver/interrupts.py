@@ -24,6 +24,10 @@ _SIGNALS = tuple(
 
 _Handler = Callable[[int, Optional[FrameType]], object]
 
+# The signal module wraps these to turn numbers into enums; the wrapping takes ten times as long.
+_getsignal: Callable[[int], object] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+_setsignal: Callable[[int, _Handler], object] = getattr(signal.signal, "__wrapped__", signal.signal)
+
 _active: Optional[shielded] = None  # the main thread's; other threads run no handlers
 
 
@@ -42,10 +46,10 @@ class shielded:  # noqa: N801 - used as a statement: `with shielded():`
             return
         try:
             for signum in _SIGNALS:
-                handler = signal.getsignal(signum)
+                handler = _getsignal(signum)
                 if callable(handler):
                     self._saved.append((signum, handler))
-                    signal.signal(signum, self._note)
+                    _setsignal(signum, self._note)
             _active = self
         except ValueError:  # a subinterpreter: it gets no signals
             self._saved.clear()
@@ -77,7 +81,7 @@ class shielded:  # noqa: N801 - used as a statement: `with shielded():`
         try:
             while self._saved:
                 signum, handler = self._saved[-1]
-                signal.signal(signum, handler)
+                _setsignal(signum, handler)
                 self._saved.pop()
         finally:
             if self._saved:

@@ -270,8 +270,9 @@ def _check_descriptors() -> None:
     """
     spare: list[int] = []
     try:
+        spare += os.pipe()
         while len(spare) < _NEEDED_TO_START:
-            spare += os.pipe()
+            spare.append(os.dup(spare[0]))
     except OSError as error:
         raise OSError(
             error.errno, f"cannot start a worker, descriptors are short: {error.strerror}"
