@@ -21,13 +21,13 @@ def usable_cpus() -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    quota = _cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    quota = cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     if quota is not None:
         count = min(count, math.ceil(quota))
     return max(1, count)
 
 
-def _cgroup_quota(membership: Path, mount: Path) -> Optional[float]:
+def cgroup_quota(membership: Path, mount: Path) -> Optional[float]:
     """The tightest quota, in processors, of the control groups above this process.
 
     Formats: cgroups(7); `cpu.max` and `cpu.cfs_quota_us` in the kernel's admin guide.

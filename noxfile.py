@@ -1,0 +1,35 @@
+"""The interpreter matrix: the tests under each CPython that this machine has."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nox
+
+PYTHONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
+
+nox.needs_version = ">=2025.5.1"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False  # nor where CI is set: it skips them
+nox.options.reuse_venv = "yes"
+
+
+def _show_pyenv_to_nox() -> None:
+    """Put the interpreters that pyenv built on PATH, before the shims.
+
+    A shim stands for every version that was ever built, but fails for one that is not selected.
+    """
+    root = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+    found = [str(path.parent) for path in root.glob("versions/3.*/bin/python3.*[0-9]")]
+    os.environ["PATH"] = os.pathsep.join([*sorted(found), os.environ["PATH"]])
+
+
+_show_pyenv_to_nox()
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests, and the property tests over a few schedules."""
+    session.install("--quiet", "--editable", ".[test]")
+    session.run("python", "-m", "pytest")

@@ -1,0 +1,1 @@
+"""Random schedules against models that predict what the library does."""

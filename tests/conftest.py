@@ -1,0 +1,131 @@
+"""Fixtures: the start methods, a bound on hangs, and proof that a test leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+import pytest
+
+METHODS = ("fork", "spawn", "forkserver")
+HANG = 240.0  # seconds; the longest test takes a tenth of it with both cores busy
+GRACE = 30.0  # seconds for workers that are already ending to be gone
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    with contextlib.suppress(ValueError):  # property_tests imports this hook: added already
+        parser.addoption(
+            "--start-method",
+            action="append",
+            choices=METHODS,
+            help="only this start method (repeatable); default: all that the platform has",
+        )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "method" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--start-method") or METHODS
+        available = multiprocessing.get_all_start_methods()
+        metafunc.parametrize("method", [name for name in chosen if name in available])
+
+
+def _helpers() -> set[int]:
+    """Processes that multiprocessing itself keeps until the interpreter ends."""
+    from multiprocessing import forkserver
+
+    return {
+        pid
+        for pid in (
+            forkserver._forkserver._forkserver_pid,  # type: ignore[attr-defined]
+            resource_tracker._resource_tracker._pid,  # type: ignore[attr-defined]
+        )
+        if pid is not None
+    }
+
+
+def children_of(pid: int) -> set[int]:
+    """The living and the zombie children of a process."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            found.update(int(word) for word in (task / "children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def _descendants() -> set[int]:
+    """Every process below this one, but for multiprocessing's own helpers."""
+    helpers = _helpers()
+    found: set[int] = set()
+    pending = [os.getpid()]
+    while pending:
+        try:
+            below = children_of(pending.pop())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        pending.extend(below)
+        found |= below - helpers
+    return found
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:  # the descriptor of the listing itself
+            continue
+    return found
+
+
+def _threads() -> set[int]:
+    return {thread.native_id or 0 for thread in threading.enumerate()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _helpers_started() -> None:
+    """Start multiprocessing's helpers up front, so that no test is blamed for them."""
+    resource_tracker.ensure_running()
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(_helpers_started: None) -> Iterator[None]:
+    """Fail a test that leaves a process, a zombie, a descriptor or a thread behind."""
+    faulthandler.dump_traceback_later(HANG, exit=True)
+    gc.collect()
+    before = _descendants(), _descriptors(), _threads()
+    yield
+    deadline = time.monotonic() + GRACE
+    while True:
+        gc.collect()
+        processes = _descendants() - before[0]
+        descriptors = {
+            fd: target for fd, target in _descriptors().items() if before[1].get(fd) != target
+        }
+        threads = _threads() - before[2]
+        if not (processes or descriptors or threads) or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    faulthandler.cancel_dump_traceback_later()
+    commands = {}
+    for pid in processes:
+        try:
+            commands[pid] = Path(f"/proc/{pid}/stat").read_text().split()[:3]
+        except OSError:
+            continue
+    assert not commands, f"processes left behind: {commands}"
+    assert not descriptors, f"descriptors left behind: {descriptors}"
+    assert not threads, f"threads left behind: {[t.name for t in threading.enumerate()]}"
