@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Callable, Optional
@@ -24,9 +25,13 @@ _SIGNALS = tuple(
 
 _Handler = Callable[[int, Optional[FrameType]], object]
 
-# The signal module wraps these to turn numbers into enums; the wrapping takes ten times as long.
-_getsignal: Callable[[int], object] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
-_setsignal: Callable[[int, _Handler], object] = getattr(signal.signal, "__wrapped__", signal.signal)
+# The signal module wraps the functions of `_signal` to turn numbers into enums, which takes ten
+# times as long as they do.
+_plain = vars(sys.modules.get("_signal", signal))
+_getsignal: Callable[[int], object] = _plain["getsignal"]
+_setsignal: Callable[[int, _Handler], object] = _plain["signal"]
+
+_main_thread = threading.main_thread().ident
 
 _active: Optional[shielded] = None  # the main thread's; other threads run no handlers
 
@@ -42,7 +47,7 @@ class shielded:  # noqa: N801 - used as a statement: `with shielded():`
 
     def __enter__(self) -> None:
         global _active
-        if _active is not None or threading.current_thread() is not threading.main_thread():
+        if _active is not None or threading.get_ident() != _main_thread:
             return
         try:
             for signum in _SIGNALS:
@@ -90,7 +95,8 @@ class shielded:  # noqa: N801 - used as a statement: `with shielded():`
 
 def _forget_in_child() -> None:
     """A forked child starts with the program's own handlers, whoever forked."""
-    global _active
+    global _active, _main_thread
+    _main_thread = threading.get_ident()
     active, _active = _active, None
     if active is not None:
         active.restore()
