@@ -19,10 +19,10 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Generator
 from concurrent.futures.process import BrokenProcessPool
-from typing import Generic, Optional, TypeVar, Union
+from typing import Any, Generic, Optional, Protocol, TypeVar, Union, cast
 
 import attrs
 
@@ -50,35 +50,69 @@ class LostWorker(  # type: ignore[misc]
     """A `LostResult` for programs that catch `BrokenProcessPool`."""
 
 
-class _Waiters(list[T], Generic[T]):
-    """The list in which `concurrent.futures.wait` and `as_completed` leave who waits."""
+class _Wait:
+    """Somebody waits for a future, or until a thread ends."""
+
+    def __init__(self, future: Optional[concurrent.futures.Future[Any]] = None) -> None:
+        self._future = future
+
+    def goes_on(self) -> bool:
+        """Whether what is waited for is still to come."""
+        return self._future is None or not self._future.done()
+
+
+class _Event(threading.Event):
+    """The event of a waiter that `concurrent.futures.wait` or `as_completed` leaves in futures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dispatches: weakref.WeakSet[Dispatch] = weakref.WeakSet()
+
+    def goes_on(self) -> bool:
+        return not self.is_set()
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        with contextlib.ExitStack() as stack:
+            for dispatch in list(self.dispatches):
+                stack.enter_context(dispatch.awaited(self))
+            return super().wait(timeout)
+
+
+class _Waiter(Protocol):
+    event: threading.Event
+
+
+W = TypeVar("W", bound=_Waiter)
+
+
+class _Waiters(list[W], Generic[W]):
+    """A future's list of waiters, which gives each an event that tells when it is waited for.
+
+    The standard library has no hook for that. A waiter is appended before anybody waits for it.
+    """
 
     def __init__(self, dispatch: Dispatch) -> None:
         super().__init__()
         self._dispatch = weakref.ref(dispatch)
 
-    def append(self, waiter: T) -> None:
-        super().append(waiter)
-        self._count(1)
-
-    def remove(self, waiter: T) -> None:
-        super().remove(waiter)
-        self._count(-1)
-
-    def _count(self, change: int) -> None:
+    def append(self, waiter: W) -> None:
         dispatch = self._dispatch()
         if dispatch is not None:
-            dispatch.count_waiting(change)
+            if not isinstance(waiter.event, _Event):
+                waiter.event = _Event()
+            waiter.event.dispatches.add(dispatch)
+        super().append(waiter)
 
 
 class AwaitedFuture(concurrent.futures.Future[T]):
-    """A Future that tells its executor's thread when somebody waits for it, or cancels it."""
+    """A Future that tells its executor's thread when somebody waits for it, or cancels it.
 
-    # It does not keep the executor, nor its thread's state.
+    It does not keep the executor, nor its thread's state.
+    """
+
     def __init__(self, dispatch: Dispatch) -> None:
         super().__init__()
         self._dispatch = weakref.ref(dispatch)
-        # The standard library has no event for "somebody waits"; this list is where it shows.
         self._waiters = _Waiters(dispatch)
 
     def result(self, timeout: Optional[float] = None) -> T:
@@ -102,19 +136,8 @@ class AwaitedFuture(concurrent.futures.Future[T]):
         if dispatch is None or self.done():
             yield
             return
-        dispatch.count_waiting(1)
-        try:
+        with dispatch.awaited(_Wait(self)):
             yield
-        finally:
-            dispatch.count_waiting(-1)
-
-
-@attrs.frozen(eq=False)
-class _Item:
-    """A submission that waits for a slot."""
-
-    future: AwaitedFuture[object]
-    work: Work
 
 
 class Dispatch:
@@ -122,7 +145,8 @@ class Dispatch:
 
     def __init__(self, resources: Resources, settings: Settings, *, owned: bool) -> None:
         self.resources = resources
-        self.pending: deque[_Item] = deque()
+        # Work that waits for a slot, oldest first.
+        self.pending: OrderedDict[AwaitedFuture[object], Work] = OrderedDict()
         self.closing = False
         self.broken: Optional[BaseException] = None  # why no more work can be run
         self.pid = os.getpid()
@@ -134,7 +158,7 @@ class Dispatch:
         self._thread: Optional[threading.Thread] = None
         self._start_lock = threading.Lock()
         self._changed = False
-        self._waiting = 0
+        self._waits: dict[object, Union[_Wait, _Event]] = {}
         self._held: list[Slot] = []
         self._lent: Optional[Run] = None
         self._pause = 0.0  # the gate is not to be asked before
@@ -154,34 +178,42 @@ class Dispatch:
         future: AwaitedFuture[object] = AwaitedFuture(self)
         with self.resources.engine.lock:
             self._check_usable()
-            self.pending.append(_Item(future, work))
+            self.pending[future] = work
         self._tell()
         return future
 
-    def prune(self, future: concurrent.futures.Future[T]) -> None:
+    def prune(self, future: AwaitedFuture[T]) -> None:
         """Forget pending work that was cancelled, and tell those who wait for it."""
         with self.resources.engine.lock:
-            items = [item for item in self.pending if item.future is future]
-            for item in items:
-                self.pending.remove(item)
-        for item in items:
-            item.future.set_running_or_notify_cancel()
-        self._tell()
-
-    def count_waiting(self, change: int) -> None:
-        """Somebody begins (1) or ends (-1) to wait for work of this executor."""
-        with self.resources.engine.lock:
-            self._waiting += change
-        # Only a process that runs work on a slot has one to lend to whom it waits for.
-        if change > 0 and worker.held is not None:
+            # The futures of this executor are those that `submit` made.
+            pruned = self.pending.pop(cast("AwaitedFuture[object]", future), None)
+        if pruned is not None:
+            future.set_running_or_notify_cancel()
             self._tell()
+
+    @contextlib.contextmanager
+    def awaited(self, wait: Union[_Wait, _Event]) -> Generator[None, None, None]:
+        """Somebody waits, within, for work of this executor."""
+        # Only a process that runs work on a slot has one to lend to whom it waits for.
+        if worker.held is None:
+            yield
+            return
+        key = object()
+        with self.resources.engine.lock:
+            self._waits[key] = wait
+        try:
+            self._tell()
+            yield
+        finally:
+            with self.resources.engine.lock:
+                del self._waits[key]
 
     def close(self, *, cancel: bool = False) -> None:
         """Accept nothing more; let the thread end when all is done. Idempotent."""
         if self.pid != os.getpid():
             return
         with self.resources.engine.lock:
-            cancelled = [item.future for item in self.pending] if cancel else []
+            cancelled = list(self.pending) if cancel else []
             first = not self.closing
             self.closing = True
         for future in cancelled:
@@ -197,11 +229,8 @@ class Dispatch:
         thread = self._thread
         if thread is None or self.pid != os.getpid() or thread is threading.current_thread():
             return
-        self.count_waiting(1)
-        try:
+        with self.awaited(_Wait()):
             thread.join()
-        finally:
-            self.count_waiting(-1)
         _await_kernel(thread)
 
     def _check_usable(self) -> None:
@@ -269,7 +298,7 @@ class Dispatch:
         if slot is not None and self._lent is not None and slots.is_lent(self._lent.slot):
             self._lent.relieve(slot)
             slot = slots.take()
-        if slot is None and self._waiting:
+        if slot is None and any(wait.goes_on() for wait in self._waits.values()):
             # Somebody of this process waits for this work and computes nothing: it can run on
             # the slot on which the process itself runs, if it does.
             slot = slots.lend()
@@ -284,19 +313,18 @@ class Dispatch:
             with engine.lock:
                 if not (self.pending and (self._held or self._ready(False)) and self._held):
                     break
-                future = self.pending[0].future
+                future = next(iter(self.pending))
             if self._settings.sleep is not None and not self._admitted:
                 # As `Resources.submit` has it: asked when there is a slot, not holding it.
                 self.resources.put_back(self._held)
                 self._ask()
                 continue
             with engine.lock:
-                if not self.pending or self.pending[0].future is not future:
-                    continue  # cancelled meanwhile
-                item = self.pending.popleft()
-            if item.future.set_running_or_notify_cancel():
+                work = self.pending.pop(future, None)
+            # Not when it was cancelled meanwhile.
+            if work is not None and future.set_running_or_notify_cancel():
                 self._admitted = False
-                self._launch(item)
+                self._launch(future, work)
         self.resources.put_back(self._held)
 
     def _ask(self) -> None:
@@ -310,35 +338,32 @@ class Dispatch:
         if delay is not None:
             self._pause = self.resources.engine.clock() + delay
 
-    def _launch(self, item: _Item) -> None:
+    def _launch(self, future: AwaitedFuture[object], work: Work) -> None:
         slot = self._held.pop()
         lent = self.resources.engine.slots.is_lent(slot)
         try:
-            run = self.resources.launch(
-                self._launcher, self._group, self._settings, item.work, slot
-            )
-        except ForkerLost as error:
+            run = self.resources.launch(self._launcher, self._group, self._settings, work, slot)
+        except ForkerLost:
             self._break(RuntimeError("the process that forks its workers has died"))
-            item.future.set_exception(BrokenProcessPool(str(self.broken)))
-            del error
+            future.set_exception(BrokenProcessPool(str(self.broken)))
         except BaseException as error:
             # Also what user code raised to end a process while its arguments were pickled: this
-            # thread is not that process.
-            item.future.set_exception(error)
+            # thread is not that process. Without the traceback, whose frames keep all this alive.
+            future.set_exception(error.with_traceback(None))
         else:
             if lent:
                 self._lent = run
             logger.debug("executor %x: worker %s started", id(self), run.worker.pid)
             with self.resources.engine.lock:
-                _, due = run.register(functools.partial(self._settle, item.future, run))
+                _, due = run.register(functools.partial(self._settle, future, run))
                 if due:
                     self._group.due.append(run)
 
     def _fail_oldest(self, error: Exception) -> None:
         with self.resources.engine.lock:
-            item = self.pending.popleft() if self.pending else None
-        if item is not None and item.future.set_running_or_notify_cancel():
-            item.future.set_exception(error)
+            future = self.pending.popitem(last=False)[0] if self.pending else None
+        if future is not None and future.set_running_or_notify_cancel():
+            future.set_exception(error)
 
     def _settle_due(self) -> None:
         while True:
@@ -369,20 +394,21 @@ class Dispatch:
         if isinstance(outcome, _Value):
             future.set_result(outcome.value)
         else:
-            future.set_exception(outcome)
+            # Without the traceback, whose frames keep all this alive.
+            future.set_exception(outcome.with_traceback(None))
 
     def _break(self, reason: BaseException) -> None:
         """No more work can be run: fail what is pending, and refuse what comes."""
         with self.resources.engine.lock:
             if self.broken is None:
                 self.broken = reason
-            items = list(self.pending)
+            futures = list(self.pending)
             self.pending.clear()
-        for item in items:
-            if item.future.set_running_or_notify_cancel():
+        for future in futures:
+            if future.set_running_or_notify_cancel():
                 error = BrokenProcessPool(str(self.broken))
                 error.__cause__ = self.broken
-                item.future.set_exception(error)
+                future.set_exception(error)
 
     def _end(self) -> None:
         """Let go of everything; the last thing that happens."""

@@ -35,7 +35,7 @@ class JobserverExecutor(concurrent.futures.Executor):
     A worker that dies fails its own Future, with an exception that is a `LostResult` and a
     `BrokenProcessPool`; the others go on, and so does the executor. An initializer that raises
     breaks the executor, as it breaks a ProcessPoolExecutor. Each call has a fresh worker, so every
-    `max_tasks_per_child` is kept.
+    `max_tasks_per_child` is kept; like there, it means spawn unless `mp_context` says otherwise.
 
     Raises TypeError and ValueError as ProcessPoolExecutor does, and TypeError for `max_workers` or
     `mp_context` beside a Jobserver, which settles both.
@@ -51,7 +51,6 @@ class JobserverExecutor(concurrent.futures.Executor):
         max_workers: Optional[int] = None,
         max_tasks_per_child: Optional[int] = None,
     ) -> None:
-        _check_options(initializer, max_tasks_per_child)
         if isinstance(jobserver, Jobserver):
             if max_workers is not None or mp_context is not None:
                 name = "max_workers" if max_workers is not None else "mp_context"
@@ -60,7 +59,10 @@ class JobserverExecutor(concurrent.futures.Executor):
         else:
             if jobserver is not None and max_workers is not None:
                 raise TypeError("max_workers was given twice, by position and by name")
+            if mp_context is None and max_tasks_per_child is not None:
+                mp_context = "spawn"  # as ProcessPoolExecutor has it
             self._jobserver = _own(mp_context, max_workers if jobserver is None else jobserver)
+        _check_options(initializer, max_tasks_per_child, self._jobserver.context)
         resources, settings = share(self._jobserver)
         resources.check_open()
         if initializer is not None:
@@ -77,8 +79,6 @@ class JobserverExecutor(concurrent.futures.Executor):
         Raises RuntimeError after `shutdown`, and BrokenProcessPool when the executor is broken.
         What goes wrong later, such as work that cannot be pickled, is on the Future.
         """
-        if not callable(fn):
-            raise TypeError(f"fn must be callable, not {fn!r}")
         future = self._dispatch.submit((fn, args, kwargs))
         # The result is what `fn` returns.
         return cast("concurrent.futures.Future[T]", future)
@@ -153,7 +153,7 @@ def _own(context: Union[BaseContext, str, None], max_workers: object) -> Jobserv
     return Jobserver(context, max_workers)
 
 
-def _check_options(initializer: object, max_tasks_per_child: object) -> None:
+def _check_options(initializer: object, max_tasks_per_child: object, context: BaseContext) -> None:
     if initializer is not None and not callable(initializer):
         raise TypeError("initializer must be a callable")
     if max_tasks_per_child is not None:
@@ -161,6 +161,11 @@ def _check_options(initializer: object, max_tasks_per_child: object) -> None:
             raise TypeError("max_tasks_per_child must be an integer")
         if max_tasks_per_child <= 0:
             raise ValueError("max_tasks_per_child must be >= 1")
+        if context.get_start_method() == "fork":
+            raise ValueError(
+                "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
+                "supply a different mp_context."
+            )
 
 
 def _check_buffersize(buffersize: object) -> None:

@@ -86,11 +86,13 @@ class Forker:
                     try:
                         socket.send_fds(self._socket, [b"."], fds)
                     except ConnectionError as error:
+                        self._retire()
                         raise ForkerLost from error
                 forks.close(write)
                 write = -1
                 pid = _read_number(read)
                 if pid is None:
+                    self._retire()
                     raise ForkerLost
                 if pid < 0:
                     raise OSError(-pid, f"cannot fork a worker: {os.strerror(-pid)}")
@@ -113,6 +115,13 @@ class Forker:
             self._close_socket(self._socket)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
+
+    def _retire(self) -> None:
+        """Have the next executor fork another one: this one has died."""
+        global _shared
+        with _lock:
+            if _shared is self:
+                _shared = None
 
     @staticmethod
     def _close_socket(ours: socket.socket) -> None:

@@ -15,11 +15,10 @@ import pickle
 import select
 import signal
 import struct
-import tempfile
 from collections.abc import Mapping
 from multiprocessing import process as mp_process
+from multiprocessing import reduction
 from multiprocessing.context import BaseContext
-from multiprocessing.reduction import DupFd, ForkingPickler
 from types import TracebackType
 from typing import IO, Any, Callable, Final, Optional, cast
 
@@ -210,7 +209,7 @@ class _Handed:
         self._fd = fd
 
     def __reduce__(self) -> tuple[object, ...]:
-        return worker.arrived, (DupFd(self._fd),)
+        return worker.arrived, (reduction.DupFd(self._fd),)
 
 
 class _Parcel:
@@ -227,7 +226,7 @@ class _Parcel:
 
     def __reduce__(self) -> tuple[object, ...]:
         self._file = pack(self._task, self._method)
-        return worker.arrived, (DupFd(self._file.fileno()),)
+        return worker.arrived, (reduction.DupFd(self._file.fileno()),)
 
     def close(self) -> None:
         """Close the file; to be called once the process has started, or has not."""
@@ -242,7 +241,7 @@ def pack(task: Task, method: str) -> IO[bytes]:
     fn, args, kwargs = task.call[1:]
     plain = (task.call[0], fn, tuple(args), dict(kwargs))
     try:
-        ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(plain)
+        reduction.ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(plain)
     except Exception as cause:
         raise TypeError(
             f"the work is not picklable, as start method {method!r} needs it to be: {cause!r}"
@@ -260,6 +259,8 @@ def pack(task: Task, method: str) -> IO[bytes]:
 def _unnamed_file() -> IO[bytes]:
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("jobserver", os.MFD_CLOEXEC), "w+b", buffering=0)
+    import tempfile  # it brings random, which every forked child seeds anew
+
     return tempfile.TemporaryFile(buffering=0)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping
+from multiprocessing import reduction
 from multiprocessing.context import BaseContext, assert_spawning
-from multiprocessing.reduction import DupFd
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Callable, Final, Optional, TypeVar, Union, cast
 
@@ -216,8 +216,8 @@ class Jobserver:
             self.context.get_start_method(),
             slots.identity,
             slots.count,
-            DupFd(slots.read),
-            DupFd(slots.write),
+            reduction.DupFd(slots.read),
+            reduction.DupFd(slots.write),
             self._settings,
         )
 

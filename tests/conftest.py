@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
@@ -35,6 +36,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = metafunc.config.getoption("--start-method") or METHODS
         available = multiprocessing.get_all_start_methods()
         metafunc.parametrize("method", [name for name in chosen if name in available])
+
+
+def pytest_make_parametrize_id(val: object) -> Optional[str]:
+    """A name that is the same in every process, so that tests can be shared among several."""
+    if " at 0x" not in repr(val):
+        return None
+    name: object = getattr(val, "__qualname__", type(val).__qualname__)
+    return str(name)
 
 
 def _helpers() -> set[int]:

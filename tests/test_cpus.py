@@ -35,7 +35,7 @@ def test_the_tightest_quota_above_counts(
     (mount / "a" / "b").mkdir(parents=True)
     for name, text in files.items():
         (mount / name).write_text(text + "\n")
-    assert cpus.cgroup_quota(membership, mount) == quota
+    assert cpus.cgroup_quota(str(membership), str(mount)) == quota
 
 
 @pytest.mark.parametrize(("microseconds", "quota"), [("-1", None), ("250000", 2.5)])
@@ -48,8 +48,8 @@ def test_the_older_hierarchy_counts_as_well(
     group.mkdir(parents=True)
     (group / "cpu.cfs_quota_us").write_text(microseconds)
     (group / "cpu.cfs_period_us").write_text("100000")
-    assert cpus.cgroup_quota(membership, tmp_path / "mount") == quota
+    assert cpus.cgroup_quota(str(membership), str(tmp_path / "mount")) == quota
 
 
 def test_no_control_groups_no_quota(tmp_path: Path) -> None:
-    assert cpus.cgroup_quota(tmp_path / "absent", tmp_path) is None
+    assert cpus.cgroup_quota(str(tmp_path / "absent"), str(tmp_path)) is None

@@ -1,0 +1,196 @@
+"""The house: what each room may import, how little a worker imports, and where it all imports."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jobserver
+
+PACKAGE = Path(jobserver.__file__).resolve().parent
+ROOT = str(PACKAGE.parent)
+SECONDS = 60.0  # for a program that only imports
+
+# Each room imports only from rooms above it.
+ROOMS = (
+    "__init__",
+    "errors",
+    "wire",
+    "worker",
+    "protocols",
+    "interrupts",
+    "forks",
+    "cpus",
+    "settings",
+    "lifecycle",
+    "slots",
+    "poller",
+    "channel",
+    "run",
+    "launch",
+    "forker",
+    "engine",
+    "callbacks",
+    "future",
+    "resources",
+    "mapping",
+    "server",
+    "dispatch",
+    "executor",
+)
+
+# What other platforms lack, of that which a program on Linux might reach for.
+ABSENT = {
+    "win32": {
+        "modules": "fcntl grp multiprocessing.forkserver pwd resource termios",
+        "multiprocessing.reduction": "DupFd recv_handle recvfds send_handle sendfds",
+        "os": """O_CLOEXEC O_NONBLOCK WEXITED WNOHANG WNOWAIT eventfd fork forkpty getpgid getsid
+            getuid killpg memfd_create mkfifo pidfd_open pipe2 posix_spawn pread pwrite
+            register_at_fork sched_getaffinity sched_yield setpgid setsid splice sysconf uname
+            wait wait3 wait4 waitid writev""",
+        "select": "PIPE_BUF epoll kqueue poll",
+        "signal": """ITIMER_REAL SIGALRM SIGCHLD SIGCONT SIGHUP SIGKILL SIGPIPE SIGSTOP SIGTSTP
+            SIGUSR1 SIGUSR2 SIG_BLOCK SIG_SETMASK SIG_UNBLOCK alarm pidfd_send_signal pthread_kill
+            pthread_sigmask setitimer siginterrupt sigpending sigtimedwait sigwait sigwaitinfo""",
+        "socket": "AF_UNIX CMSG_LEN CMSG_SPACE SCM_RIGHTS recv_fds send_fds",
+    },
+    "darwin": {
+        "modules": "",
+        "os": """eventfd memfd_create pidfd_open pipe2 posix_fallocate sched_getaffinity
+            sched_setaffinity splice waitid""",
+        "select": "epoll",
+        "signal": "pidfd_send_signal sigtimedwait sigwaitinfo",
+    },
+}
+
+# Everything of the standard library that the rooms use is imported first, as it stands: what is
+# asked is whether the rooms would import, not whether this platform's library would on another.
+IMPORT_ON_ANOTHER_PLATFORM = """
+import importlib, json, sys
+platform, absent, first, rooms = json.loads(sys.argv[1])
+for name in first:
+    importlib.import_module(name)
+for name in absent.pop("modules").split():
+    sys.modules[name] = None
+for module, names in absent.items():
+    for name in names.split():
+        vars(sys.modules[module]).pop(name, None)
+sys.platform = platform
+for room in rooms:
+    importlib.import_module("jobserver" if room == "__init__" else "jobserver." + room)
+"""
+
+
+def room_path(room: str) -> Path:
+    return PACKAGE / f"{room}.py"
+
+
+def imports_of(room: str) -> tuple[set[str], set[str]]:
+    """The rooms and the other modules that a room imports anywhere, functions included."""
+    rooms: set[str] = set()
+    others: set[str] = set()
+    for node in ast.walk(ast.parse(room_path(room).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            others.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            others.add(node.module or "")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 1, f"{room} reaches out of the package in line {node.lineno}"
+            rooms.update([node.module] if node.module else [alias.name for alias in node.names])
+    return rooms, others - {"__future__"}
+
+
+def python(source: str, *arguments: str) -> str:
+    """What a program prints that runs in an interpreter of its own, with this checkout first."""
+    process = subprocess.run(
+        [sys.executable, "-c", f"import sys\nsys.path.insert(0, {ROOT!r})\n{source}", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def imported_by(statement: str) -> set[str]:
+    """The modules that a statement brings into a fresh interpreter."""
+    source = f"before = set(sys.modules)\n{statement}\nprint(*set(sys.modules) - before)"
+    return set(python(source).split())
+
+
+def test_every_room_has_its_place() -> None:
+    assert sorted(path.stem for path in PACKAGE.glob("**/*.py")) == sorted(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS[1:])  # the first one imports lazily: see below
+def test_imports_only_from_rooms_above(room: str) -> None:
+    rooms, _ = imports_of(room)
+    assert rooms <= set(ROOMS[: ROOMS.index(room)])
+
+
+@pytest.mark.parametrize("room", ROOMS[1:])
+def test_imports_nothing_by_a_computed_name(room: str) -> None:
+    names = {
+        node.attr if isinstance(node, ast.Attribute) else node.id
+        for node in ast.walk(ast.parse(room_path(room).read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Attribute, ast.Name))
+    }
+    assert not names & {"import_module", "__import__"}
+
+
+def test_the_worker_imports_errors_wire_and_the_standard_library() -> None:
+    rooms, others = imports_of("worker")
+    assert rooms <= {"errors", "wire"}
+    for room in rooms:
+        below, besides = imports_of(room)
+        assert below <= {"errors", "wire"}
+        others |= besides
+    source = """
+import importlib.util
+print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))
+"""
+    # Without site-packages there is nothing but the standard library to be found.
+    found = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", "import sys" + source, *sorted(others)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    assert found.stdout.split() == []
+
+
+def test_the_worker_imports_next_to_nothing() -> None:
+    modules = imported_by("import jobserver.worker")
+    assert {"jobserver", "jobserver.worker"} <= modules
+    ours = {name for name in modules if name.partition(".")[0] == "jobserver"}
+    assert ours <= {"jobserver", "jobserver.errors", "jobserver.wire", "jobserver.worker"}
+    dear = {"asyncio", "attr", "attrs", "concurrent.futures", "dataclasses", "inspect", "logging"}
+    assert not modules & {*dear, "multiprocessing.pool", "subprocess", "tempfile", "typing"}
+
+
+def test_the_package_imports_nothing_before_it_is_used() -> None:
+    ours = {name for name in imported_by("import jobserver") if name.startswith("jobserver")}
+    assert ours == {"jobserver"}
+    assert "attr" not in imported_by("import jobserver")
+    assert "attr" in imported_by("from jobserver import Jobserver")
+
+
+@pytest.mark.parametrize("platform", ABSENT)
+def test_every_room_imports_where_there_is_less(platform: str) -> None:
+    absent = ABSENT[platform]
+    used = {"attrs", "attr", *absent} - {"modules"}
+    for room in ROOMS:
+        used |= imports_of(room)[1]
+    first = sorted(
+        name for name in used - set(absent["modules"].split()) if importlib.util.find_spec(name)
+    )
+    python(IMPORT_ON_ANOTHER_PLATFORM, json.dumps([platform, absent, first, ROOMS]))
