@@ -32,4 +32,4 @@ _show_pyenv_to_nox()
 def tests(session: nox.Session) -> None:
     """Run the tests, and the property tests over a few schedules."""
     session.install("--quiet", "--editable", ".[test]")
-    session.run("python", "-m", "pytest")
+    session.run("python", "-m", "pytest", "-n", "auto")

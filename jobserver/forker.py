@@ -199,12 +199,12 @@ def _serve(theirs: socket.socket) -> None:
                 reply, status, parcel, *rest = fds
                 forks.private(status)
                 try:
-                    child = Child(launcher.start(work, (reply, parcel, rest)))
+                    child = launcher.fork(work, (reply, parcel, rest))
                 except OSError as error:
                     _write_number(status, -(error.errno or 1))
                     forks.close(status)
                 else:
-                    _write_number(status, child.pid or 0)
+                    _write_number(status, child.pid)
                     forked[child.fileno()] = child, status
                     selector.register(child.fileno(), selectors.EVENT_READ)
                 for fd in (reply, parcel, *rest):

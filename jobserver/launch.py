@@ -8,6 +8,7 @@ which it walks, whole, at every start.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -15,17 +16,18 @@ import pickle
 import select
 import signal
 import struct
-from collections.abc import Mapping
+import sys
 from multiprocessing import process as mp_process
-from multiprocessing import reduction
+from multiprocessing import reduction, util
 from multiprocessing.context import BaseContext
-from types import TracebackType
-from typing import IO, Any, Callable, Final, Optional, cast
+from typing import IO, Any, Callable, Final, NoReturn, Optional, cast
 
 from . import forks, worker
 from .protocols import Task, Worker
 
 WORKER_NAME: Final = "Jobserver-worker"
+
+HAS_PIDFD: Final = hasattr(os, "pidfd_open")
 
 # Descriptors that multiprocessing opens on the way to a new process, at most.
 _NEEDED_TO_START: Final = 10
@@ -41,15 +43,17 @@ class Child:
 
     exitcode: Optional[int] = None
 
-    def __init__(self, process: mp_process.BaseProcess) -> None:
-        self.pid = process.pid
-        self._process = process
+    def __init__(self, pid: int, process: Optional[mp_process.BaseProcess]) -> None:
+        self.pid = pid
+        self._process = process  # None when multiprocessing has no descriptors of it
         self._pidfd: Optional[int] = None
 
     def poll(self) -> bool:
-        assert self.pid is not None, "a child has a pid"
+        return self._wait(os.WNOHANG)
+
+    def _wait(self, flags: int) -> bool:
         try:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status = os.waitpid(self.pid, flags)
         except ChildProcessError:
             return True  # reaped by somebody else, or SIGCHLD is ignored: its status is gone
         if pid == 0:
@@ -60,21 +64,22 @@ class Child:
     def fileno(self) -> int:
         # multiprocessing's sentinel is a pipe, which a process that the work left behind holds
         # open. A pidfd is not fooled. It is opened late, as most workers are gone by then.
-        if self._pidfd is None and hasattr(os, "pidfd_open"):
-            assert self.pid is not None, "a child has a pid"
-            with contextlib.suppress(OSError):  # a kernel before 5.3, or no descriptor is left
-                self._pidfd = forks.private(os.pidfd_open(self.pid))
-        return self._process.sentinel if self._pidfd is None else self._pidfd
+        if self._pidfd is None and HAS_PIDFD:
+            self._pidfd = forks.private(os.pidfd_open(self.pid))
+        if self._pidfd is not None:
+            return self._pidfd
+        assert self._process is not None, "without pidfds, all workers are multiprocessing's"
+        return self._process.sentinel
 
     def send_signal(self, signum: int) -> None:
-        assert self.pid is not None, "a child has a pid"
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signum)
 
     def close(self) -> None:
         if self._pidfd is not None:
             forks.close(self._pidfd)
-        _close_process(self._process)
+        if self._process is not None:
+            _close_process(self._process)
 
 
 class Served:
@@ -104,7 +109,7 @@ class Served:
         # Its server reaps it, and then the number may be another's. A pidfd stays with the one
         # process, and it is the worker's if that had not ended by the time it was opened.
         with contextlib.suppress(ProcessLookupError):
-            if not hasattr(os, "pidfd_open"):
+            if not HAS_PIDFD:
                 os.kill(self.pid, signum)
                 return
             pidfd = os.pidfd_open(self.pid)
@@ -156,7 +161,7 @@ class ContextLauncher:
         if self._method == "fork":
             target, args = worker.run_inherited, (reply, task.env, task.pool, task.call)
             with forks.handing_over(reply):
-                return Child(self.start(target, args))
+                return self.fork(target, args)
         for attempt in range(1, _STARTS + 1):
             parcel = _Parcel(task, self._method)
             try:
@@ -175,31 +180,93 @@ class ContextLauncher:
                 continue
             finally:
                 parcel.close()
+            assert process.pid is not None, "a started process has a pid"
             if self._method == "forkserver":
-                assert process.pid is not None, "a started process has a pid"
                 return Served(process.pid, process.sentinel, process)
-            return Child(process)
+            return Child(process.pid, process)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def fork(self, target: Callable[..., object], args: tuple[object, ...]) -> Child:
+        """Fork a child that calls `target(*args)`, as a process of this context."""
+        process = self._process(target, args)
+        if HAS_PIDFD:
+            # Instead of the class that the context would choose.
+            process._Popen = _Fork  # type: ignore[attr-defined]  # not in typeshed
+        self._start(process)
+        assert process.pid is not None, "a started process has a pid"
+        return Child(process.pid, None if HAS_PIDFD else process)
 
     def start(
         self, target: Callable[..., object], args: tuple[object, ...]
     ) -> mp_process.BaseProcess:
         """Start a process of this context; leave nothing behind if that fails."""
+        process = self._process(target, args)
+        _check_descriptors()
+        self._start(process)
+        return process
+
+    def _process(
+        self, target: Callable[..., object], args: tuple[object, ...]
+    ) -> mp_process.BaseProcess:
         make = cast(
             "Callable[..., mp_process.BaseProcess]",
             self._context.Process,  # type: ignore[attr-defined]  # typeshed: subclasses only
         )
-        process = make(target=target, args=args, name=WORKER_NAME)
-        _check_descriptors()
-        try:
-            process.start()
-        except OSError as failure:
-            _close_forgotten_pipes(failure.__traceback__)
-            raise
+        return make(target=target, args=args, name=WORKER_NAME)
+
+    @staticmethod
+    def _start(process: mp_process.BaseProcess) -> None:
+        process.start()
         # At every start multiprocessing polls all its children, and at exit it joins them. The
         # engine does both for workers, in time that does not grow with their number.
         mp_process._children.discard(process)  # type: ignore[attr-defined]  # not in typeshed
-        return process
+
+
+class _Fork:
+    """What `multiprocessing.popen_fork.Popen` does, with no descriptor left in the parent.
+
+    That one opens two pipes for each child: one tells the parent of the child's end, the other
+    the child of the parent's. Here pidfds tell both. (It also loses them when the fork fails.)
+    """
+
+    returncode = None
+    sentinel = -1  # nobody asks for it: `Child.fileno` does not
+
+    def __init__(self, process: mp_process.BaseProcess) -> None:
+        util._flush_std_streams()  # type: ignore[attr-defined]  # not in typeshed
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(process, parent)
+
+    @staticmethod
+    def _run(process: mp_process.BaseProcess, parent: int) -> NoReturn:
+        status = 1
+        # From 3.13 on, exit functions are run here; before, `_bootstrap` does it.
+        honours_atexit = sys.version_info >= (3, 13)
+        try:
+            if honours_atexit:
+                atexit._clear()  # pyright: ignore[reportPrivateUsage]
+                atexit.register(util._exit_function)  # type: ignore[attr-defined]
+            # Not in typeshed: it runs the process, and gives its exit status.
+            bootstrap = cast("Callable[[int], int]", getattr(process, "_bootstrap"))  # noqa: B009
+            status = bootstrap(_sentinel_of(parent))
+        finally:
+            if honours_atexit:
+                atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+            os._exit(status)
+
+
+def _sentinel_of(parent: int) -> int:
+    """A descriptor that becomes readable when the parent ends: `parent_process().sentinel`."""
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(parent)
+        if os.getppid() == parent:
+            return pidfd
+        os.close(pidfd)  # of whoever has the number now
+    read, write = os.pipe()
+    os.close(write)
+    return read
 
 
 class _Handed:
@@ -281,25 +348,6 @@ def _check_descriptors() -> None:
     finally:
         for fd in spare:
             os.close(fd)
-
-
-def _close_forgotten_pipes(trace: Optional[TracebackType]) -> None:
-    """Close what multiprocessing leaves open when the system refuses to fork.
-
-    Its `popen_fork.Popen._launch` opens two pipes, then forks, and guards nothing.
-    """
-    while trace is not None:
-        frame = trace.tb_frame
-        if (
-            frame.f_code.co_name == "_launch"
-            and frame.f_globals.get("__name__") == "multiprocessing.popen_fork"
-        ):
-            names: Mapping[str, object] = frame.f_locals
-            for name in ("parent_r", "child_w", "child_r", "parent_w"):
-                fd = names.get(name)
-                if isinstance(fd, int):
-                    os.close(fd)
-        trace = trace.tb_next
 
 
 def _forget_forkserver() -> None:

@@ -1,9 +1,9 @@
-"""Waiting in the kernel, for one process: a selector that another thread can wake."""
+"""Waiting in the kernel, for one process: a poller that another thread can wake."""
 
 from __future__ import annotations
 
 import os
-import selectors
+import select
 from collections.abc import Iterable
 from typing import Final, Optional
 
@@ -12,25 +12,71 @@ from . import forks
 # The kernel's interfaces take milliseconds in an int. Whoever waits longer waits again.
 _LONGEST: Final = 3600.0  # seconds
 
+HAS_EPOLL: Final = hasattr(select, "epoll")
 
-class KernelPoller:
-    """`protocols.Poller` over the platform's best selector."""
+
+class _Epoll:
+    """epoll itself: every page that is touched after a fork costs, and a selector touches many."""
 
     def __init__(self) -> None:
-        # epoll and kqueue, the defaults where there is fork, may be changed while polled.
-        self._selector = selectors.DefaultSelector()
-        self._bell: Optional[tuple[int, int]] = None
+        self._epoll = select.epoll()
+        self._subjects: dict[int, object] = {}
 
     def watch(self, fd: int, subject: object) -> None:
-        self._selector.register(fd, selectors.EVENT_READ, subject)
+        self._subjects[fd] = subject
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        del self._subjects[fd]
+        self._epoll.unregister(fd)
+
+    def poll(self, timeout: float) -> list[object]:
+        found = self._epoll.poll(timeout, len(self._subjects) or 1)
+        # What another thread has unwatched meanwhile is not ready any more.
+        return [self._subjects[fd] for fd, _ in found if fd in self._subjects]
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+class _Selector:
+    """The platform's best selector: kqueue, where there is fork without epoll."""
+
+    def __init__(self) -> None:
+        import selectors
+
+        self._selector = selectors.DefaultSelector()
+
+    def watch(self, fd: int, subject: object) -> None:
+        self._selector.register(fd, 1, subject)  # selectors.EVENT_READ
 
     def unwatch(self, fd: int) -> None:
         self._selector.unregister(fd)
 
+    def poll(self, timeout: float) -> list[object]:
+        return [key.data for key, _ in self._selector.select(timeout)]
+
+    def close(self) -> None:
+        self._selector.close()
+
+
+class KernelPoller:
+    """`protocols.Poller` over what the platform has; it may be changed while it is polled."""
+
+    def __init__(self) -> None:
+        self._kernel = _Epoll() if HAS_EPOLL else _Selector()
+        self._bell: Optional[tuple[int, int]] = None
+
+    def watch(self, fd: int, subject: object) -> None:
+        self._kernel.watch(fd, subject)
+
+    def unwatch(self, fd: int) -> None:
+        self._kernel.unwatch(fd)
+
     def poll(self, timeout: Optional[float]) -> Iterable[object]:
         if timeout is None or timeout > _LONGEST:
             timeout = _LONGEST
-        ready = [key.data for key, _ in self._selector.select(timeout)]
+        ready = self._kernel.poll(timeout)
         if self._bell is not None and self in ready:
             ready.remove(self)
             try:
@@ -53,13 +99,13 @@ class KernelPoller:
             pass  # it rings already
 
     def close(self) -> None:
-        self._selector.close()
+        self._kernel.close()
         if self._bell is not None:
             for fd in self._bell:
                 forks.close(fd)
             self._bell = None
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's selector, without a word to the kernel."""
-        self._selector.close()
+        """In a forked child: let go of the parent's, whose descriptors are closed already."""
+        self._kernel.close()
         self._bell = None

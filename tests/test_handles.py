@@ -80,6 +80,18 @@ def forked(function: Callable[[], object]) -> Generator[None, None, None]:
     assert status == 0, "the forked child failed: see the output"
 
 
+@contextmanager
+def recorded() -> Generator[list[warnings.WarningMessage], None, None]:
+    """Every warning of the block, but for what 3.12 and later say to a fork beside any thread.
+
+    The thread is the watchdog of these tests, which runs no Python.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+        yield caught
+
+
 # Copies
 
 Copy = Callable[[Jobserver], Jobserver]
@@ -345,8 +357,7 @@ def test_callbacks_that_fail_at_the_last_exit_are_warnings(tmp_path: Path) -> No
     mark = str(tmp_path / "pid")
     ran: list[str] = []
     js = Jobserver("fork", 1)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with recorded() as caught:
         with js:
             future = js.submit(errands.write_pid, args=(mark,))
             future.when_done(fail, "first")
@@ -368,8 +379,7 @@ def test_callbacks_that_fail_at_the_last_exit_are_warnings(tmp_path: Path) -> No
 def test_the_warning_is_attributed_to_the_users_line(tmp_path: Path) -> None:
     mark = str(tmp_path / "pid")
     js = Jobserver("fork", 1)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with recorded() as caught:
         with js:
             future = js.submit(errands.write_pid, args=(mark,))
             future.when_done(fail, "why")
@@ -496,8 +506,7 @@ def test_a_handle_dropped_with_running_futures_warns(number: int, tmp_path: Path
         js = Jobserver("fork", 3)
         futures = [js.submit(pass_gate, args=(gate.path, n)) for n in range(number)]
         assert js(add, 1, 2).result(PATIENCE) == 3
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with recorded() as caught:
             del js
             gc.collect()
         assert [warning.category for warning in caught] == [ResourceWarning]
@@ -526,8 +535,7 @@ def test_a_sibling_dropped_while_others_remain_is_silent(tmp_path: Path) -> None
 def test_a_handle_dropped_idle_is_silent_and_frees_every_descriptor(method: str) -> None:
     warm_up(method)
     before = descriptors()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with recorded() as caught:
         js = Jobserver(method, 2)
         assert js(add, 1, 2).result(PATIENCE) == 3
         with pytest.raises(ValueError, match="why"):
@@ -543,8 +551,7 @@ def test_a_handle_dropped_idle_is_silent_and_frees_every_descriptor(method: str)
 
 def test_a_handle_never_used_is_dropped_in_silence(method: str) -> None:
     before = descriptors()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with recorded() as caught:
         js = Jobserver(method, 2)
         sibling = copy.copy(js).revise_env({NAME: "1"})
         del js, sibling
