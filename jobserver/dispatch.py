@@ -10,7 +10,6 @@ slots which the process itself holds through finished work, its own or another's
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import functools
 import logging
@@ -18,15 +17,15 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Generator
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Generic, Optional, Protocol, TypeVar, Union, cast
+from typing import Any, Optional, Union
 
 import attrs
 
 from . import worker
+from .awaiting import AwaitedEvent, AwaitedFuture, Wait
 from .callbacks import issue_due
 from .errors import CallbackRaised, LostResult
 from .forker import Forker, ForkerLost
@@ -35,8 +34,6 @@ from .protocols import Launcher, Slot, Work
 from .resources import Resources
 from .run import Group, Run
 from .settings import Settings
-
-T = TypeVar("T")
 
 logger = logging.getLogger("jobserver")
 
@@ -48,96 +45,6 @@ class LostWorker(  # type: ignore[misc]
     combined=True,
 ):
     """A `LostResult` for programs that catch `BrokenProcessPool`."""
-
-
-class _Wait:
-    """Somebody waits for a future, or until a thread ends."""
-
-    def __init__(self, future: Optional[concurrent.futures.Future[Any]] = None) -> None:
-        self._future = future
-
-    def goes_on(self) -> bool:
-        """Whether what is waited for is still to come."""
-        return self._future is None or not self._future.done()
-
-
-class _Event(threading.Event):
-    """The event of a waiter that `concurrent.futures.wait` or `as_completed` leaves in futures."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dispatches: weakref.WeakSet[Dispatch] = weakref.WeakSet()
-
-    def goes_on(self) -> bool:
-        return not self.is_set()
-
-    def wait(self, timeout: Optional[float] = None) -> bool:
-        with contextlib.ExitStack() as stack:
-            for dispatch in list(self.dispatches):
-                stack.enter_context(dispatch.awaited(self))
-            return super().wait(timeout)
-
-
-class _Waiter(Protocol):
-    event: threading.Event
-
-
-W = TypeVar("W", bound=_Waiter)
-
-
-class _Waiters(list[W], Generic[W]):
-    """A future's list of waiters, which gives each an event that tells when it is waited for.
-
-    The standard library has no hook for that. A waiter is appended before anybody waits for it.
-    """
-
-    def __init__(self, dispatch: Dispatch) -> None:
-        super().__init__()
-        self._dispatch = weakref.ref(dispatch)
-
-    def append(self, waiter: W) -> None:
-        dispatch = self._dispatch()
-        if dispatch is not None:
-            if not isinstance(waiter.event, _Event):
-                waiter.event = _Event()
-            waiter.event.dispatches.add(dispatch)
-        super().append(waiter)
-
-
-class AwaitedFuture(concurrent.futures.Future[T]):
-    """A Future that tells its executor's thread when somebody waits for it, or cancels it.
-
-    It does not keep the executor, nor its thread's state.
-    """
-
-    def __init__(self, dispatch: Dispatch) -> None:
-        super().__init__()
-        self._dispatch = weakref.ref(dispatch)
-        self._waiters = _Waiters(dispatch)
-
-    def result(self, timeout: Optional[float] = None) -> T:
-        with self._awaited():
-            return super().result(timeout)
-
-    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
-        with self._awaited():
-            return super().exception(timeout)
-
-    def cancel(self) -> bool:
-        cancelled = super().cancel()
-        dispatch = self._dispatch()
-        if cancelled and dispatch is not None:
-            dispatch.prune(self)
-        return cancelled
-
-    @contextlib.contextmanager
-    def _awaited(self) -> Generator[None, None, None]:
-        dispatch = self._dispatch()
-        if dispatch is None or self.done():
-            yield
-            return
-        with dispatch.awaited(_Wait(self)):
-            yield
 
 
 class Dispatch:
@@ -158,7 +65,7 @@ class Dispatch:
         self._thread: Optional[threading.Thread] = None
         self._start_lock = threading.Lock()
         self._changed = False
-        self._waits: dict[object, Union[_Wait, _Event]] = {}
+        self._waits: dict[object, Union[Wait, AwaitedEvent]] = {}
         self._held: list[Slot] = []
         self._lent: Optional[Run] = None
         self._pause = 0.0  # the gate is not to be asked before
@@ -182,17 +89,16 @@ class Dispatch:
         self._tell()
         return future
 
-    def prune(self, future: AwaitedFuture[T]) -> None:
+    def prune(self, future: AwaitedFuture[Any]) -> None:
         """Forget pending work that was cancelled, and tell those who wait for it."""
         with self.resources.engine.lock:
-            # The futures of this executor are those that `submit` made.
-            pruned = self.pending.pop(cast("AwaitedFuture[object]", future), None)
+            pruned = self.pending.pop(future, None)
         if pruned is not None:
             future.set_running_or_notify_cancel()
             self._tell()
 
     @contextlib.contextmanager
-    def awaited(self, wait: Union[_Wait, _Event]) -> Generator[None, None, None]:
+    def awaited(self, wait: Union[Wait, AwaitedEvent]) -> Generator[None, None, None]:
         """Somebody waits, within, for work of this executor."""
         # Only a process that runs work on a slot has one to lend to whom it waits for.
         if worker.held is None:
@@ -229,7 +135,7 @@ class Dispatch:
         thread = self._thread
         if thread is None or self.pid != os.getpid() or thread is threading.current_thread():
             return
-        with self.awaited(_Wait()):
+        with self.awaited(Wait()):
             thread.join()
         _await_kernel(thread)
 

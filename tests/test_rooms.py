@@ -41,6 +41,7 @@ ROOMS = (
     "resources",
     "mapping",
     "server",
+    "awaiting",
     "dispatch",
     "executor",
 )

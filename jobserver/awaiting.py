@@ -1,0 +1,121 @@
+"""Futures of the standard library that tell when somebody waits for them.
+
+An executor in a process that itself holds a slot may run work on that slot, but only while the
+process waits for the work, and so computes nothing. `Future.result` can be overridden to tell
+that; `concurrent.futures.wait` and `as_completed` leave a waiter in each future and wait for the
+waiter's event, so the event tells it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import threading
+import weakref
+from collections.abc import Generator
+from contextlib import AbstractContextManager
+from typing import Any, Generic, Optional, Protocol, TypeVar, Union
+
+T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """What runs the work of these futures."""
+
+    def awaited(self, wait: Union[Wait, AwaitedEvent]) -> AbstractContextManager[None]:
+        """Somebody waits, within, for work that it runs."""
+        ...
+
+    def prune(self, future: AwaitedFuture[Any]) -> None:
+        """The future was cancelled: its work is not to run."""
+        ...
+
+
+class Wait:
+    """Somebody waits for a future, or until a thread ends."""
+
+    def __init__(self, future: Optional[concurrent.futures.Future[Any]] = None) -> None:
+        self._future = future
+
+    def goes_on(self) -> bool:
+        """Whether what is waited for is still to come."""
+        return self._future is None or not self._future.done()
+
+
+class AwaitedEvent(threading.Event):
+    """The event of a waiter that `concurrent.futures.wait` or `as_completed` leaves in futures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runners: weakref.WeakSet[Runner] = weakref.WeakSet()
+
+    def goes_on(self) -> bool:
+        return not self.is_set()
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        with contextlib.ExitStack() as stack:
+            for runner in list(self.runners):
+                stack.enter_context(runner.awaited(self))
+            return super().wait(timeout)
+
+
+class _Waiter(Protocol):
+    event: threading.Event
+
+
+W = TypeVar("W", bound=_Waiter)
+
+
+class _Waiters(list[W], Generic[W]):
+    """A future's list of waiters, which gives each an event that tells when it is waited for.
+
+    The standard library has no hook for that. A waiter is appended before anybody waits for it.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__()
+        self._runner = weakref.ref(runner)
+
+    def append(self, waiter: W) -> None:
+        runner = self._runner()
+        if runner is not None:
+            if not isinstance(waiter.event, AwaitedEvent):
+                waiter.event = AwaitedEvent()
+            waiter.event.runners.add(runner)
+        super().append(waiter)
+
+
+class AwaitedFuture(concurrent.futures.Future[T]):
+    """A Future that tells its executor's thread when somebody waits for it, or cancels it.
+
+    It does not keep the executor, nor its thread's state.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__()
+        self._runner = weakref.ref(runner)
+        self._waiters = _Waiters(runner)
+
+    def result(self, timeout: Optional[float] = None) -> T:
+        with self._awaited():
+            return super().result(timeout)
+
+    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+        with self._awaited():
+            return super().exception(timeout)
+
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        runner = self._runner()
+        if cancelled and runner is not None:
+            runner.prune(self)
+        return cancelled
+
+    @contextlib.contextmanager
+    def _awaited(self) -> Generator[None, None, None]:
+        runner = self._runner()
+        if runner is None or self.done():
+            yield
+            return
+        with runner.awaited(Wait(self)):
+            yield
