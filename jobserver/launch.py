@@ -55,7 +55,11 @@ class Child:
         try:
             pid, status = os.waitpid(self.pid, flags)
         except ChildProcessError:
-            return True  # reaped by somebody else, or SIGCHLD is ignored: its status is gone
+            # SIGCHLD is ignored, or somebody else reaped it: at best another thread, which was
+            # starting a process, within multiprocessing.
+            if self._process is not None:
+                self.exitcode = self._process._popen.returncode  # type: ignore[attr-defined]
+            return True
         if pid == 0:
             return False
         self.exitcode = os.waitstatus_to_exitcode(status)
@@ -231,6 +235,9 @@ class _Fork:
 
     returncode = None
     sentinel = -1  # nobody asks for it: `Child.fileno` does not
+
+    def poll(self) -> None:
+        """For multiprocessing, another thread of which may come by: it is not to reap this."""
 
     def __init__(self, process: mp_process.BaseProcess) -> None:
         util._flush_std_streams()  # type: ignore[attr-defined]  # not in typeshed

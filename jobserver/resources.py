@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
+from multiprocessing import get_context, reduction
 from multiprocessing.context import BaseContext
-from typing import Optional, Union
+from typing import TYPE_CHECKING, Optional, Union
 
 from . import forks
 from .callbacks import issue_due
@@ -19,10 +20,27 @@ from .lifecycle import State
 from .protocols import Launcher, Slot, SlotSource, Task, Work
 from .run import Group, Run
 from .settings import Settings
+from .slots import SlotPool
+
+if TYPE_CHECKING:
+    from .worker import Detachable
 
 # By the identity of the slots: handles on the same slots share what a process has of them, however
 # they came here, so that a slot held through one is found by a wait through another.
 _known: weakref.WeakValueDictionary[str, Resources] = weakref.WeakValueDictionary()
+
+
+def _arrive(
+    method: str, identity: str, count: int, read: Detachable, write: Detachable
+) -> Resources:
+    """What this process has of slots that came from another one."""
+    pool = SlotPool(identity, count, read.detach(), write.detach())
+    found = _known.get(identity)
+    if found is not None and not found.closed:
+        pool.close()
+        return found
+    pool.keep_from_programs()
+    return Resources.open(get_context(method), pool)
 
 
 class Resources:
@@ -44,11 +62,13 @@ class Resources:
         advance_orphans()
         return cls(context, slots, ContextLauncher(context))
 
-    @staticmethod
-    def known(identity: str) -> Optional[Resources]:
-        """What this process has of these slots already, unless it is closed."""
-        found = _known.get(identity)
-        return None if found is None or found.closed else found
+    def __reduce__(self) -> tuple[object, ...]:
+        """For a process that is being started; handles in one pickle stay on one of these."""
+        slots = self.engine.slots
+        if not isinstance(slots, SlotPool):
+            raise TypeError(f"slots of {slots!r} cannot be shared with a fresh process")
+        ends = reduction.DupFd(slots.read), reduction.DupFd(slots.write)
+        return _arrive, (self.context.get_start_method(), slots.identity, slots.count, *ends)
 
     def check_open(self) -> None:
         if self.closed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping
-from multiprocessing import reduction
 from multiprocessing.context import BaseContext, assert_spawning
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Callable, Final, Optional, TypeVar, Union, cast
@@ -20,8 +19,6 @@ from .slots import LIMIT, SlotPool
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec, Self
-
-    from .worker import Detachable
 
     P = ParamSpec("P")
 
@@ -206,50 +203,20 @@ class Jobserver:
     def __deepcopy__(self, memo: object) -> Self:
         return self.__copy__()
 
-    def __getstate__(self) -> tuple[object, ...]:
+    def __getstate__(self) -> tuple[Resources, s.Settings]:
         assert_spawning(self)
         self._resources.check_open()
-        slots = self._resources.engine.slots
-        if not isinstance(slots, SlotPool):
-            raise TypeError(f"a Jobserver over {slots!r} cannot leave its process")
-        return (
-            self.context.get_start_method(),
-            slots.identity,
-            slots.count,
-            reduction.DupFd(slots.read),
-            reduction.DupFd(slots.write),
-            self._settings,
-        )
+        return self._resources, self._settings
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple):
             raise TypeError(f"the state of a Jobserver is a tuple, not {state!r}")
         parts = cast("tuple[object, ...]", state)
-        if len(parts) != 6:
-            raise ValueError(f"the state of a Jobserver has 6 parts, not {len(parts)}: {state!r}")
-        method, identity, count, read, write, settings = parts
-        if not (
-            isinstance(method, str)
-            and isinstance(identity, str)
-            and hasattr(read, "detach")
-            and hasattr(write, "detach")
-            and isinstance(settings, s.Settings)
-        ):
+        if len(parts) != 2:
+            raise ValueError(f"the state of a Jobserver has 2 parts, not {len(parts)}: {state!r}")
+        resources, settings = parts
+        if not isinstance(resources, Resources) or not isinstance(settings, s.Settings):
             raise TypeError(f"malformed state of a Jobserver: {state!r}")
-        chosen = _context(method)
-        number = _check_slots(count)
-        pool = SlotPool(
-            identity,
-            number,
-            cast("Detachable", read).detach(),
-            cast("Detachable", write).detach(),
-        )
-        resources = Resources.known(identity)
-        if resources is None:
-            pool.keep_from_programs()
-            resources = Resources.open(chosen, pool)
-        else:
-            pool.close()
         self._set(resources, settings)
 
     def __repr__(self) -> str:

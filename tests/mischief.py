@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Callable, NoReturn, Optional
 
 from jobserver import Jobserver
-from tests.work import PATIENCE, blob, die, pass_gate, raise_value_error, touch
+from tests.work import PATIENCE, await_file, blob, die, pass_gate, raise_value_error, touch
 
 # What may happen at any place: an error, an exit that unwinds, one that does not, and a crash.
 KINDS = ("error", "exit", "_exit", "crash")
@@ -316,3 +316,10 @@ def kill_newborn(parent: int, kills: int) -> None:
             except ProcessLookupError:
                 continue
             kills -= 1
+
+
+def die_before_nested(js: Jobserver, mark: str, gate: str) -> None:
+    """Be killed while work that this work has submitted runs on."""
+    _left.append(js.submit(note_own_pid_and_pass, args=(mark, gate)))
+    await_file(mark)
+    die()

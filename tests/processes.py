@@ -9,15 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Union
+from typing import Any, Callable, Union
 
 import pytest
 
 from jobserver import Blocked, Future, Jobserver
 from tests.work import PATIENCE, Gate, await_file, touch_and_pass_gate
 
-if TYPE_CHECKING:
-    Argument = Union[str, int, float]
+Argument = Union[str, int, float]  # what repr gives back
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = 150.0  # seconds a program may take; most take one
@@ -95,7 +94,7 @@ def check_slots(js: Jobserver, slots: int, directory: Path) -> None:
     """Fail unless exactly `slots` submissions run at once on the otherwise idle tree."""
     directory.mkdir()
     with Gate(directory) as gate:
-        futures = []
+        futures: list[Future[Any]] = []
         for number in range(slots):
             mark = str(directory / str(number))
             futures.append(js.submit(touch_and_pass_gate, args=(mark, gate.path), timeout=PATIENCE))

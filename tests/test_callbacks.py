@@ -204,6 +204,22 @@ def test_it_never_nests(method: str, tmp_path: Path) -> None:
         assert inner.result(PATIENCE) == "inner"
 
 
+def test_it_never_nests_what_a_callback_passes_on(method: str) -> None:
+    """As when a callback has a Jobserver of its own, whose callback raised."""
+
+    def pass_on() -> None:
+        raise CallbackRaised(7) from ArithmeticError("original")
+
+    with Jobserver(method, 1) as js:
+        future = js.submit(add, args=(1, 2))
+        future.when_done(int)
+        future.when_done(pass_on)
+        with pytest.raises(CallbackRaised) as caught:
+            future.wait(PATIENCE)
+        assert isinstance(caught.value.__cause__, ArithmeticError)
+        assert future.result(PATIENCE) == 3
+
+
 @observers
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit, Abort])
 def test_a_base_exception_passes_raw(

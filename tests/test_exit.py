@@ -127,7 +127,7 @@ def test_a_worker_killed_while_it_is_launched(method: str, tmp_path: Path, size:
     argument = b"x" * size
     with Jobserver(method, 2) as js:
         with newborns_killed(method, 4):
-            outcomes = []
+            outcomes: list[object] = []
             for _ in range(8):
                 future = js.submit(identity, args=(argument,), timeout=PATIENCE)
                 outcomes.append(outcome(future))

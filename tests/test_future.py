@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import os
 import pickle
 import threading
 import time
@@ -330,6 +331,7 @@ def drop(kept: list[object]) -> None:
 
 
 def test_dropping_it_while_running_warns(method: str, tmp_path: Path) -> None:
+    descriptors = os.listdir("/proc/self/fd")
     with Gate(tmp_path) as gate:
         js = Jobserver(method, 1)
         future = js.submit(pass_gate, args=(gate.path,))
@@ -338,10 +340,13 @@ def test_dropping_it_while_running_warns(method: str, tmp_path: Path) -> None:
         del future, js
         with pytest.warns(ResourceWarning):
             drop(kept)
-    # The worker goes on, and whoever submits next cleans up after it.
+    # The worker goes on, and whoever submits once its end is known cleans up after it.
     await_state(pid, "Z")
-    with Jobserver(method, 1) as js:
-        assert js.submit(add, args=(1, 2)).result(PATIENCE) == 3
+    deadline = time.monotonic() + PATIENCE
+    while len(os.listdir("/proc/self/fd")) > len(descriptors):
+        assert time.monotonic() < deadline, "nobody cleaned up"
+        with Jobserver(method, 1) as js:
+            assert js.submit(add, args=(1, 2)).result(PATIENCE) == 3
 
 
 def test_dropping_it_when_done_is_silent(method: str) -> None:

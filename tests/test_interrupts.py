@@ -239,7 +239,7 @@ def interrupt_blocked(method: str, directory: str, action: str) -> None:
     """Interrupt a call that waits for what does not come; afterwards, everything comes."""
     bench = Bench(method, directory)
     with Gate(bench.directory) as gate:
-        held = []
+        held: list[Future[Any]] = []
         for number in range(SLOTS):
             mark = str(bench.directory / f"mark{number}")
             held.append(bench.js.submit(touch_and_pass_gate, args=(mark, gate.path, "value")))

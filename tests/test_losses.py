@@ -180,6 +180,21 @@ def test_a_loss_within_the_work_is_an_exception_like_others(method: str, tmp_pat
         assert "in nested_die" in shown(caught.value)
 
 
+def test_a_loss_is_told_while_nested_work_runs_on(method: str, tmp_path: Path) -> None:
+    """A worker that was forked by the lost one holds nothing of its channel."""
+    mark = tmp_path / "mark"
+    with Jobserver(method, 3) as js:
+        with Gate(tmp_path) as gate:
+            future = js.submit(mischief.die_before_nested, args=(js, str(mark), gate.path))
+            with pytest.raises(LostResult) as caught:
+                future.result(PATIENCE)
+            assert caught.value.exitcode == -signal.SIGKILL
+            nested = int(mark.read_text())
+            assert state_of(nested) != "Z"
+            assert js.submit(add, args=(1, 2)).result(PATIENCE) == 3
+        await_state(nested, "Z")
+
+
 def test_a_loss_survives_pickling(method: str) -> None:
     with Jobserver(method, 1) as js:
         with pytest.raises(LostResult) as caught:

@@ -435,7 +435,7 @@ def test_too_few_descriptors_for_a_jobserver(method: str) -> None:
 
 
 def test_descriptors_used_up_by_running_work(method: str) -> None:
-    run_program(scarcity.many_at_once, method, 12)
+    run_program(scarcity.many_at_once, method, 16)
 
 
 @pytest.mark.parametrize("timeout", [Decimal(1), "nan"])
