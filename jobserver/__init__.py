@@ -33,14 +33,16 @@ _ROOMS = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # or checkers would take any name for one of ours
 
-    value: object = getattr(import_module("." + _ROOMS[name], __name__), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        if name not in _ROOMS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value: object = getattr(import_module("." + _ROOMS[name], __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> "list[str]":

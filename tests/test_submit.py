@@ -115,7 +115,7 @@ def test_consume_must_be_0_or_1(tmp_path: Path, consume: Any) -> None:
 def test_all_but_fn_are_keywords(tmp_path: Path) -> None:
     with full_tree(tmp_path) as js:
         with pytest.raises(TypeError):
-            js.submit(add, (1, 2))  # type: ignore[call-arg]
+            js.submit(add, (1, 2))  # type: ignore[misc]
         with pytest.raises(TypeError):
             js.submit()  # type: ignore[call-arg]
         with pytest.raises(TypeError):
