@@ -30,6 +30,6 @@ _show_pyenv_to_nox()
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, and the property tests over a few schedules."""
+    """Run the tests, and the property tests over a few schedules; or pytest as told after `--`."""
     session.install("--quiet", "--editable", ".[test]")
-    session.run("python", "-m", "pytest", "-n", "auto")
+    session.run("python", "-m", "pytest", *(session.posargs or ["-n", "auto"]))

@@ -184,6 +184,26 @@ def memory(options: Options) -> Row:
     return Row(title, "flat", [f"after {mark:,}" for mark in marks], lines)
 
 
+def slots(options: Options) -> Row:
+    """What the slots that survive SIGKILL cost, without the processes that run on them."""
+    title = "take a slot and give it back; look for lost ones"
+    counts = (1, 8, 64)
+    sessions = {held: Session("ours", "slots.steps", held=held) for held in counts}
+    played = play(title, sessions, options.rounds)
+    lines: dict[str, list[str]] = {}
+    for label, name in (
+        ("on the description kept open", "kept"),
+        ("on a fresh description", "fresh"),
+        ("an audit", "audit"),
+    ):
+        for held in counts:
+            rounds = played.get(held)
+            cell = f"{statistics.median(medians(rounds, name)):.1f} us" if rounds else "failed"
+            lines.setdefault(label, []).append(cell)
+    columns = [f"{held} held" for held in counts]
+    return Row(title, "at most 15 us on a fresh description, 6 us on one kept", columns, lines)
+
+
 def _ratio(rounds: list[Samples] | None, base: list[Samples] | None, name: str) -> str:
     """The median, and how many times the base it is: the median and quartiles over the rounds."""
     if not rounds:
@@ -205,4 +225,5 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "outstanding": outstanding,
     "idle": idle,
     "memory": memory,
+    "slots": slots,
 }

@@ -1,4 +1,4 @@
-"""The parent's end of a result channel: reads what is there, never waits."""
+"""A result channel, as the parent has it: reads what is there, never waits."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ _READ_AT_ONCE: Final = 1 << 20  # bytes read before other channels get their tur
 class PipeChannel:
     """A pipe from one worker that carries one frame."""
 
-    def __init__(self, fd: int) -> None:
-        os.set_blocking(fd, False)  # this end's description is nobody else's
-        self._fd = fd
+    def __init__(self) -> None:
+        self._fd, self.reply = forks.pipe()
+        os.set_blocking(self._fd, False)  # this end's description is nobody else's
         self._header = bytearray(wire.HEADER.size)
         self._content: Optional[bytearray] = None
         self._filled = 0
+
+    def close_reply(self) -> None:
+        """Close the worker's end here, or its death would not close the channel."""
+        forks.close(self.reply)
 
     def fileno(self) -> int:
         return self._fd

@@ -14,7 +14,6 @@ import contextlib
 import functools
 import logging
 import os
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -35,7 +34,7 @@ from .resources import Resources
 from .run import Group, Run
 from .settings import Settings
 
-logger = logging.getLogger("jobserver")
+logger: logging.Logger = logging.getLogger("jobserver")
 
 
 # The one subclass of a class that is final for everybody else: see errors.
@@ -54,9 +53,9 @@ class Dispatch:
         self.resources = resources
         # Work that waits for a slot, oldest first.
         self.pending: OrderedDict[AwaitedFuture[object], Work] = OrderedDict()
-        self.closing = False
+        self.closing: bool = False
         self.broken: Optional[BaseException] = None  # why no more work can be run
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         self._settings = settings
         self._owned = owned
         self._group = Group()
@@ -68,6 +67,7 @@ class Dispatch:
         self._waits: dict[object, Union[Wait, AwaitedEvent]] = {}
         self._held: list[Slot] = []
         self._lent: Optional[Run] = None
+        self._short: Optional[OSError] = None  # why no slot could be taken
         self._pause = 0.0  # the gate is not to be asked before
         self._admitted = False  # by the gate: the next that is launched
         resources.engine.retain()
@@ -189,25 +189,37 @@ class Dispatch:
             engine.wait(
                 functools.partial(self._ready, paused),
                 until,
-                for_slot=bool(self.pending) and not paused,
+                for_slot=self._wants_slot() and not paused,
             )
         self._end()
+
+    def _wants_slot(self) -> bool:
+        """Whether there is pending work, or some that runs on the slot of this process."""
+        lent = self._lent
+        return bool(self.pending) or (
+            lent is not None and self.resources.engine.slots.is_lent(lent.slot)
+        )
 
     def _ready(self, paused: bool) -> bool:
         """Whether there is something to do; takes a slot for pending work if there is one."""
         if self._changed or self._group.due:
             return True
-        if paused or not self.pending:
+        if paused or not self._wants_slot():
             return False
         slots = self.resources.engine.slots
-        slot = slots.take()
-        if slot is not None and self._lent is not None and slots.is_lent(self._lent.slot):
-            self._lent.relieve(slot)
+        if self._lent is not None:
+            slots.relieve(self._lent.slot)
+        if not self.pending:
+            return False
+        try:
             slot = slots.take()
-        if slot is None and any(wait.goes_on() for wait in self._waits.values()):
-            # Somebody of this process waits for this work and computes nothing: it can run on
-            # the slot on which the process itself runs, if it does.
-            slot = slots.lend()
+            if slot is None and any(wait.goes_on() for wait in self._waits.values()):
+                # Somebody of this process waits for this work and computes nothing: it can run
+                # on the slot on which the process itself runs, if it does.
+                slot = slots.lend()
+        except OSError as error:
+            self._short = error
+            return True
         if slot is not None:
             self._held.append(slot)
         return bool(self._held)
@@ -232,6 +244,9 @@ class Dispatch:
                 self._admitted = False
                 self._launch(future, work)
         self.resources.put_back(self._held)
+        error, self._short = self._short, None
+        if error is not None:
+            self._fail_oldest(error)
 
     def _ask(self) -> None:
         """Ask the gate; its exception is that of the work for which it was asked."""
@@ -351,10 +366,9 @@ def _finish_all() -> None:
 def _await_kernel(thread: threading.Thread) -> None:
     """Wait until the kernel, too, has no more of a thread that was joined.
 
-    Before 3.13, `join` returns a moment earlier, and a fork in that moment is warned of.
+    `join` returns a moment earlier, mostly so before 3.13 and rarely since. Python warns of a fork
+    in that moment.
     """
-    if sys.version_info >= (3, 13) or thread.native_id is None:
-        return
     task = f"/proc/self/task/{thread.native_id}"
     deadline = time.monotonic() + 1
     while os.path.exists(task) and time.monotonic() < deadline:

@@ -21,9 +21,15 @@ from typing import Callable, Final, Optional
 
 from . import forks
 from .interrupts import shielded
+from .lifecycle import State
 from .poller import KernelPoller
 from .protocols import Clock, Poller, SlotSource
 from .run import Run
+
+# Who dies holding a slot wakes nobody, so whoever waits for one looks again after a while.
+_FIRST_LOOK: Final = 0.02  # seconds; then twice as long each time
+_LAST_LOOK: Final = 0.5  # seconds
+_LOOKS: Final = 100  # times as long as the look itself takes, at least
 
 _LONGEST: Final = 3600.0  # seconds a follower sleeps at once; it looks again after that
 
@@ -64,17 +70,23 @@ class Engine:
     ) -> None:
         self.slots = slots
         self.clock = clock
-        # Reentrant, as a garbage collection within may end in `release`.
-        self.lock = threading.RLock()
+        self._lock: threading.RLock = threading.RLock()
         self._make_poller = make_poller
         # Opened now, and not when there is a worker that would be lost if it could not be.
         self._poller: Optional[Poller] = make_poller()
         self._runs: set[Run] = set()
-        self.users = 1
+        self._late: set[Run] = set()  # those of them that are over but for their slot
+        self.users: int = 1
         self._leader: Optional[_Turn] = None
         self._followers: list[_Turn] = []
         self._slot_watched = False
         forks.reset_in_children(self)
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Guards all state. Reentrant, as a garbage collection within may end in `release`."""
+        forks.catch_up()
+        return self._lock
 
     def prepare(self) -> None:
         """Open what `track` needs, so that it cannot fail once a worker runs."""
@@ -98,11 +110,20 @@ class Engine:
         """Block until `ready()`, or until the deadline: then False.
 
         `ready` is called under the lock, shielded from interrupts, whenever something may have
-        changed; with `for_slot`, also whenever a slot may have come free. KeyboardInterrupt
-        passes, and leaves everything as it is.
+        changed; with `for_slot`, also whenever a slot may have come free, be it that somebody
+        died who had it. KeyboardInterrupt passes, and leaves everything as it is.
         """
+        pause = _FIRST_LOOK
+        look_at = self.clock() + pause
         while True:
-            remaining = None if deadline is None else max(0.0, deadline - self.clock())
+            now = self.clock()
+            remaining = None if deadline is None else max(0.0, deadline - now)
+            if now >= look_at:
+                self._look(for_slot)
+                look_at = self.clock()
+                # With many hundreds of slots a look takes long, and a waiter is to cost nothing.
+                pause = max(min(2 * pause, _LAST_LOOK), (look_at - now) * _LOOKS)
+                look_at += pause
             turn = _Turn()
             try:
                 try:
@@ -110,15 +131,20 @@ class Engine:
                         if ready():
                             return True
                         if remaining != 0:
-                            self._enter(turn, for_slot)
+                            self._enter(turn, for_slot and not self.slots.hindered)
+                        timeout = remaining
+                        if (for_slot and self.slots.recovers) or self._late:
+                            timeout = pause if remaining is None else min(pause, remaining)
                     if remaining == 0:
                         self.advance()
                         with shielded(), self.lock:
-                            return ready()
+                            if not ready():
+                                return for_slot and self.slots.audit() > 0 and ready()
+                            return True
                     if turn.poller is not None:
-                        self._move(turn.poller, remaining)
+                        self._move(turn.poller, timeout)
                     else:
-                        turn.follow(remaining)
+                        turn.follow(timeout)
                 finally:
                     self._leave(turn)
             finally:
@@ -127,11 +153,14 @@ class Engine:
 
     def advance(self) -> None:
         """Move along what is ready. Never waits; costs what is ready, not what is tracked."""
+        forks.catch_up()
         poller = self._poller
-        if poller is None:
+        if poller is None or not self._runs:
             return
         if self._move(poller, 0):
             self.notify()
+        if self._late:
+            self._look(for_slot=False)
 
     def notify(self) -> None:
         """Have all that wait look again."""
@@ -157,10 +186,11 @@ class Engine:
 
     def after_fork(self) -> None:
         """In a forked child: no run is ours, and no thread but this one is."""
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
         for run in self._runs:
             run.abandon()
         self._runs = set()
+        self._late = set()
         self._leader = None
         self._followers = []
         self._slot_watched = False
@@ -197,19 +227,39 @@ class Engine:
         if not subjects:
             return False
         with shielded(), self.lock:
+            lost = False
             for subject in subjects:
                 if subject is _SLOT:
                     # Reported once to each that wants one, lest the leader spin while another
                     # thread is on its way to take it.
                     self._unwatch_slot()
                 elif isinstance(subject, Run) and subject in self._runs:
-                    subject.advance(poller)
-                    if subject not in subject.group.tracked:
-                        self._runs.discard(subject)
-            if not self._runs:
-                _busy.discard(self)
-                self._close_if_unused()
+                    self._advance(subject, poller)
+                    lost |= subject.state is State.DONE and subject.frame is None
+            if lost:
+                self.slots.audit()  # for what the workers themselves held
+            self._close_if_idle()
         return True
+
+    def _advance(self, run: Run, poller: Poller) -> None:
+        run.advance(poller)
+        if run.state is State.REAPED:
+            self._late.add(run)
+        elif run.state is State.DONE:
+            self._late.discard(run)
+            self._runs.discard(run)
+
+    def _look(self, for_slot: bool) -> None:
+        """Look for what nobody tells of: lost slots, and those of runs that are over."""
+        with shielded(), self.lock:
+            late = list(self._late)
+            for run in late:
+                self._advance(run, self._open_poller())
+            if for_slot:
+                self.slots.audit()
+            if len(self._late) < len(late):
+                self.notify()
+            self._close_if_idle()
 
     def _open_poller(self) -> Poller:
         if self._poller is None:
@@ -230,6 +280,11 @@ class Engine:
         followers, self._followers = self._followers, []
         for turn in followers:
             turn.go_on()
+
+    def _close_if_idle(self) -> None:
+        if not self._runs:
+            _busy.discard(self)
+            self._close_if_unused()
 
     def _close_if_unused(self) -> None:
         if self.users or self._runs or self._leader is not None:

@@ -29,8 +29,9 @@ from multiprocessing.context import set_spawning_popen
 from typing import TYPE_CHECKING, Callable, Final, Optional, cast
 
 from . import forks, worker
+from .bootstrap import fork_into
 from .interrupts import shielded
-from .launch import Child, ContextLauncher, Served, pack
+from .launch import Child, ContextLauncher, Served, Unknown, pack
 from .protocols import Task, Worker
 
 if TYPE_CHECKING:
@@ -55,16 +56,18 @@ class Forker:
         self.carried = carried
         self._users = 1
         self._lock = threading.Lock()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
+        with forks.opening:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             forks.private(ours.fileno())
+            forks.private(theirs.fileno())
+        try:
             with shielded(), forks.handing_over(theirs.fileno()):
-                self.pid = _fork(theirs, carried)
+                self.pid: int = _fork(theirs, carried)
         except BaseException:
             self._close_socket(ours)
             raise
         finally:
-            theirs.close()
+            self._close_socket(theirs)
         self._socket = ours
 
     def launch(self, task: Task, reply: int) -> Worker:
@@ -92,8 +95,10 @@ class Forker:
                 write = -1
                 pid = _read_number(read)
                 if pid is None:
+                    # It died after it had the work and before it told the pid. The work may run.
                     self._retire()
-                    raise ForkerLost
+                    forks.close(read)
+                    return Unknown()
                 if pid < 0:
                     raise OSError(-pid, f"cannot fork a worker: {os.strerror(-pid)}")
                 return Served(pid, read)
@@ -124,8 +129,8 @@ class Forker:
                 _shared = None
 
     @staticmethod
-    def _close_socket(ours: socket.socket) -> None:
-        fd = ours.detach()
+    def _close_socket(end: socket.socket) -> None:
+        fd = end.detach()
         if fd >= 0:
             forks.close(fd)
 
@@ -159,18 +164,17 @@ def _fork(theirs: socket.socket, carried: Optional[Callable[[], object]]) -> int
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        worker.carried = carried
-        _serve(theirs)
-        status = 0
-    except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-    finally:
-        os._exit(status)
+
+    def live() -> int:
+        try:
+            worker.carried = carried
+            _serve(theirs)
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+            return 1
+        return 0
+
+    return fork_into(live)
 
 
 def _serve(theirs: socket.socket) -> None:

@@ -8,12 +8,11 @@ start anew.
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import weakref
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 from . import worker
 
@@ -21,8 +20,9 @@ from . import worker
 class ForkAware(Protocol):
     """Something that must be reset in a forked child.
 
-    `after_fork` is called in the child, in its only thread, before any other code of the program.
-    It must not take a lock that existed before: another thread may have held it.
+    `after_fork` is called in the child, in its only thread: before any other code of the program
+    or, in a worker, when something inherited is first used (`catch_up`). It must not take a lock
+    that existed before: another thread may have held it.
     """
 
     def after_fork(self) -> None: ...
@@ -30,7 +30,14 @@ class ForkAware(Protocol):
 
 _private: set[int] = set()
 _aware: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+behind = False  # whether `_aware` are still as the parent had them
+_collects = False  # whether garbage was collected before the fork
 _thread = threading.local()
+
+# Held while a private descriptor is opened or closed, and while the process forks: a child
+# forked in between, by another thread, would not know of it and keep it for life.
+opening: threading.RLock = threading.RLock()
+_PATIENCE: Final = 1.0  # seconds
 
 
 def private(fd: int) -> int:
@@ -41,34 +48,87 @@ def private(fd: int) -> int:
 
 def close(fd: int) -> None:
     """Close a private descriptor."""
-    # Forgotten first: a child forked in between by another thread inherits an open descriptor,
-    # which is harmless; the other way round it might close a stranger that reused the number.
-    _private.discard(fd)
-    os.close(fd)
+    # No fork in between: its child would keep the descriptor, or close a stranger that has the
+    # number by then. But a finalizer may have stopped a thread that the fork itself waits for.
+    alone = opening.acquire(timeout=_PATIENCE)
+    try:
+        _private.discard(fd)
+        os.close(fd)
+    finally:
+        if alone:
+            opening.release()
 
 
 def pipe() -> tuple[int, int]:
     """A pipe whose ends are private to this process."""
-    read, write = os.pipe()
-    return private(read), private(write)
+    with opening:
+        read, write = os.pipe()
+        return private(read), private(write)
 
 
-@contextmanager
-def handing_over(*fds: int) -> Generator[None, None, None]:
+def open_file(path: str, flags: int) -> int:
+    """A file opened for this process alone, which a program that it becomes does not get either."""
+    with opening:
+        return private(os.open(path, flags | os.O_CLOEXEC, 0o600))
+
+
+class handing_over:  # noqa: N801 - used as a statement: `with handing_over(fd):`
     """Let a child that this thread forks within keep these private descriptors."""
-    _thread.handed = frozenset(fds)
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_fds",)
+
+    def __init__(self, *fds: int) -> None:
+        self._fds = frozenset(fds)
+
+    def __enter__(self) -> None:
+        _thread.handed = self._fds
+
+    def __exit__(self, *error: object) -> None:
         _thread.handed = frozenset()
 
 
 def reset_in_children(item: ForkAware) -> None:
     """Call `item.after_fork()` in forked children, for as long as the item lives."""
+    catch_up()
     _aware.add(item)
 
 
+def catch_up() -> None:
+    """To be called before what was inherited is used: resets it, if that has been put off."""
+    if behind:
+        _reset_inherited()
+
+
+def _reset_inherited() -> None:
+    global behind
+    # Other threads of the child wait, lest they use what is not reset yet. An interrupt leaves it
+    # to the next caller.
+    with opening:
+        for item in list(_aware):
+            if not behind:
+                return  # a finalizer that ran amid this has done it
+            item.after_fork()
+        behind = False
+
+
+def _before() -> None:
+    global _collects
+    opening.acquire()
+    # In the child, finalizers would use what has not been reset there, such as a descriptor's
+    # number that is another's by now.
+    _collects = gc.isenabled()
+    gc.disable()
+
+
+def _in_parent() -> None:
+    if _collects:
+        gc.enable()
+    opening.release()
+
+
 def _in_child() -> None:
+    global behind
+    opening.release()  # this thread acquired it before it forked
     handed: frozenset[int] = getattr(_thread, "handed", frozenset())
     unwanted = _private - handed
     if handed and worker.answering is not None:
@@ -82,10 +142,17 @@ def _in_child() -> None:
         except OSError:
             continue  # another thread of the parent was just closing it
     _private.clear()
-    _thread.handed = frozenset()
-    for item in list(_aware):
-        item.after_fork()
+    behind = True
+    if handed:
+        # A worker pays for what it uses only: few look at a handle that came in memory. What came
+        # is not collected either: `_aware` has no more of it by the time it is finalized.
+        gc.freeze()
+        _thread.handed = frozenset()
+    else:
+        catch_up()
+    if _collects:
+        gc.enable()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import warnings
@@ -75,8 +74,12 @@ class Future(Generic[T]):
         """
         if not self.done(timeout):
             raise Blocked
-        # The frame came from the work, which returns T.
-        return cast("T", load(self._run))
+        try:
+            # The frame came from the work, which returns T.
+            return cast("T", load(self._run))
+        finally:
+            # The exception is kept, and its traceback refers to this frame: do not refer back.
+            del self
 
     def when_done(self, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> int:
         """Call `fn(*args, **kwargs)` once this is done; the number of the registration: 0, 1, ...
@@ -97,18 +100,24 @@ class Future(Generic[T]):
         return seqno
 
     def _settle(self, timeout: Optional[float]) -> bool:
+        self._check_process()
         run = self._run
         if run.state is State.DONE:
             return True
-        self._check_process()
         return self._engine.wait(lambda: run.state is State.DONE, self._engine.deadline(timeout))
 
     def _check_process(self) -> None:
-        if self._run.foreign and self._run.state is not State.DONE:
+        run = self._run
+        if not run.foreign:
+            return
+        if run.state is not State.DONE:
             raise RuntimeError(
-                f"this Future belongs to process {self._run.owner_pid}, of which this process, "
+                f"this Future belongs to process {run.owner_pid}, of which this process, "
                 f"{os.getpid()}, is a fork: only the process that submitted work can wait for it"
             )
+        with self._engine.lock:
+            if run.foreign:
+                run.adopt()
 
     def __repr__(self) -> str:
         run = self._run
@@ -151,12 +160,17 @@ def load(run: Run) -> object:
                 _release(run)
         finally:
             _release(run)
-    return run.outcome()
+    try:
+        return run.outcome()
+    finally:
+        del run  # as in `result`
 
 
 def _release(run: Run) -> None:
-    with contextlib.suppress(RuntimeError):  # released, or never acquired
+    try:
         run.loading.release()
+    except RuntimeError:
+        pass  # released, or never acquired
 
 
 def _outcome(run: Run) -> Callable[[], object]:

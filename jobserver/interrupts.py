@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 from typing import Callable, Optional
 
 # The signals on which programs commonly hang a handler that raises.
-_SIGNALS = tuple(
+SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP")
     if hasattr(signal, name)
@@ -50,7 +50,7 @@ class shielded:  # noqa: N801 - used as a statement: `with shielded():`
         if _active is not None or threading.get_ident() != _main_thread:
             return
         try:
-            for signum in _SIGNALS:
+            for signum in SIGNALS:
                 handler = _getsignal(signum)
                 if callable(handler):
                     self._saved.append((signum, handler))

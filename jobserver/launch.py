@@ -8,7 +8,6 @@ which it walks, whole, at every start.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import io
 import os
@@ -16,24 +15,36 @@ import pickle
 import select
 import signal
 import struct
-import sys
+import time
 from multiprocessing import process as mp_process
-from multiprocessing import reduction, util
-from multiprocessing.context import BaseContext
-from typing import IO, Any, Callable, Final, NoReturn, Optional, cast
+from multiprocessing import reduction
+from multiprocessing.context import BaseContext, get_spawning_popen
+from typing import IO, Any, Callable, Final, Optional, cast
 
-from . import forks, worker
+from . import bootstrap, forks, worker
 from .protocols import Task, Worker
 
 WORKER_NAME: Final = "Jobserver-worker"
 
-HAS_PIDFD: Final = hasattr(os, "pidfd_open")
+
+def _has_pidfd() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):  # an old kernel, or a sandbox that refuses them
+        return False
+    return True
+
+
+HAS_PIDFD: Final = _has_pidfd()
 
 # Descriptors that multiprocessing opens on the way to a new process, at most.
 _NEEDED_TO_START: Final = 10
 
-# A forkserver that died is started again; more than a few in a row is not an accident.
+# A forkserver that died is started again; more than a few in a row is not an accident. One that is
+# just dying refuses connections and counts as alive: so with pauses, each longer than the last.
 _STARTS: Final = 5
+_FIRST_PAUSE: Final = 0.001  # seconds
+_LONGER: Final = 6
 
 _STATUS: Final = struct.Struct("q")  # as the forkserver of multiprocessing writes it
 
@@ -99,7 +110,7 @@ class Served:
         self._process = process
 
     def poll(self) -> bool:
-        if not select.select([self._status], [], [], 0)[0]:
+        if not _is_readable(self._status):
             return False
         data = os.read(self._status, _STATUS.size)
         if len(data) == _STATUS.size:  # else its server died, and nobody knows
@@ -118,7 +129,7 @@ class Served:
                 return
             pidfd = os.pidfd_open(self.pid)
             try:
-                if not select.select([self._status], [], [], 0)[0]:
+                if not _is_readable(self._status):
                     signal.pidfd_send_signal(pidfd, signum)
             finally:
                 os.close(pidfd)
@@ -128,6 +139,13 @@ class Served:
             forks.close(self._status)
         else:
             _close_process(self._process)
+
+
+def _is_readable(fd: int) -> bool:
+    # Not select(2), which knows no descriptors above 1023.
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class Unknown:
@@ -155,6 +173,7 @@ class ContextLauncher:
     def __init__(self, context: BaseContext) -> None:
         self._context = context
         self._method = context.get_start_method()
+        self._forked: Optional[mp_process.BaseProcess] = None  # what every forked child becomes
 
     def launch(self, task: Task, reply: int) -> Worker:
         """Start a worker that answers on `reply`, of which the caller keeps its own copy.
@@ -163,9 +182,9 @@ class ContextLauncher:
         the system has no room for another process. Nothing is left behind then.
         """
         if self._method == "fork":
-            target, args = worker.run_inherited, (reply, task.env, task.pool, task.call)
-            with forks.handing_over(reply):
-                return self.fork(target, args)
+            args = reply, task.env, task.held, task.receipt, task.call
+            with forks.handing_over(reply, task.receipt):
+                return self.fork(worker.run_inherited, args)
         for attempt in range(1, _STARTS + 1):
             parcel = _Parcel(task, self._method)
             try:
@@ -177,10 +196,13 @@ class ContextLauncher:
             except (ConnectionError, ChildProcessError) as error:
                 # The server or the fresh process died before it had all: nothing has begun. Or
                 # this process is a fork, and takes its parent's server for its own.
+                parcel.bury()
                 if attempt == _STARTS:
                     raise
                 if isinstance(error, ChildProcessError):
                     _forget_forkserver()
+                else:
+                    time.sleep(_FIRST_PAUSE * _LONGER ** (attempt - 1))
                 continue
             finally:
                 parcel.close()
@@ -192,13 +214,15 @@ class ContextLauncher:
 
     def fork(self, target: Callable[..., object], args: tuple[object, ...]) -> Child:
         """Fork a child that calls `target(*args)`, as a process of this context."""
+        # In a worker that is this very process, with whatever the work has made of it.
+        if self._forked is None or self._forked is mp_process.current_process():
+            self._forked = self._process(None, ())
+        if HAS_PIDFD and bootstrap.is_original(self._forked):
+            return Child(bootstrap.fork(self._forked, target, args), None)
         process = self._process(target, args)
-        if HAS_PIDFD:
-            # Instead of the class that the context would choose.
-            process._Popen = _Fork  # type: ignore[attr-defined]  # not in typeshed
         self._start(process)
         assert process.pid is not None, "a started process has a pid"
-        return Child(process.pid, None if HAS_PIDFD else process)
+        return Child(process.pid, process)
 
     def start(
         self, target: Callable[..., object], args: tuple[object, ...]
@@ -210,7 +234,7 @@ class ContextLauncher:
         return process
 
     def _process(
-        self, target: Callable[..., object], args: tuple[object, ...]
+        self, target: Optional[Callable[..., object]], args: tuple[object, ...]
     ) -> mp_process.BaseProcess:
         make = cast(
             "Callable[..., mp_process.BaseProcess]",
@@ -224,56 +248,6 @@ class ContextLauncher:
         # At every start multiprocessing polls all its children, and at exit it joins them. The
         # engine does both for workers, in time that does not grow with their number.
         mp_process._children.discard(process)  # type: ignore[attr-defined]  # not in typeshed
-
-
-class _Fork:
-    """What `multiprocessing.popen_fork.Popen` does, with no descriptor left in the parent.
-
-    That one opens two pipes for each child: one tells the parent of the child's end, the other
-    the child of the parent's. Here pidfds tell both. (It also loses them when the fork fails.)
-    """
-
-    returncode = None
-    sentinel = -1  # nobody asks for it: `Child.fileno` does not
-
-    def poll(self) -> None:
-        """For multiprocessing, another thread of which may come by: it is not to reap this."""
-
-    def __init__(self, process: mp_process.BaseProcess) -> None:
-        util._flush_std_streams()  # type: ignore[attr-defined]  # not in typeshed
-        parent = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._run(process, parent)
-
-    @staticmethod
-    def _run(process: mp_process.BaseProcess, parent: int) -> NoReturn:
-        status = 1
-        # From 3.13 on, exit functions are run here; before, `_bootstrap` does it.
-        honours_atexit = sys.version_info >= (3, 13)
-        try:
-            if honours_atexit:
-                atexit._clear()  # pyright: ignore[reportPrivateUsage]
-                atexit.register(util._exit_function)  # type: ignore[attr-defined]
-            # Not in typeshed: it runs the process, and gives its exit status.
-            bootstrap = cast("Callable[[int], int]", getattr(process, "_bootstrap"))  # noqa: B009
-            status = bootstrap(_sentinel_of(parent))
-        finally:
-            if honours_atexit:
-                atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
-            os._exit(status)
-
-
-def _sentinel_of(parent: int) -> int:
-    """A descriptor that becomes readable when the parent ends: `parent_process().sentinel`."""
-    with contextlib.suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(parent)
-        if os.getppid() == parent:
-            return pidfd
-        os.close(pidfd)  # of whoever has the number now
-    read, write = os.pipe()
-    os.close(write)
-    return read
 
 
 class _Handed:
@@ -297,8 +271,10 @@ class _Parcel:
         self._task = task
         self._method = method
         self._file: Optional[IO[bytes]] = None
+        self._popen: object = None
 
     def __reduce__(self) -> tuple[object, ...]:
+        self._popen = get_spawning_popen()
         self._file = pack(self._task, self._method)
         return worker.arrived, (reduction.DupFd(self._file.fileno()),)
 
@@ -307,11 +283,20 @@ class _Parcel:
         if self._file is not None:
             self._file.close()
 
+    def bury(self) -> None:
+        """Reap a child that died while it was told what to run: multiprocessing forgets it."""
+        pid: Optional[int] = getattr(self._popen, "pid", None)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)  # lest it is only about to die
+                os.waitpid(pid, 0)
+
 
 def pack(task: Task, method: str) -> IO[bytes]:
     """Pickle the work into an unnamed file, positioned at its start: see `worker.run_received`."""
     buffer = io.BytesIO()
-    pickle.dump((tuple(task.env), task.pool), buffer, pickle.HIGHEST_PROTOCOL)
+    receipt = None if task.receipt < 0 else reduction.DupFd(task.receipt)
+    pickle.dump((tuple(task.env), task.held, receipt), buffer, pickle.HIGHEST_PROTOCOL)
     fn, args, kwargs = task.call[1:]
     plain = (task.call[0], fn, tuple(args), dict(kwargs))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Callable, Generic, Optional, TypeVar, Union, cast
@@ -89,6 +90,15 @@ def _type_name(value: object) -> str:
     return type(value).__qualname__
 
 
+def _without_frames(error: Exception) -> Exception:
+    """An error that the iterator keeps: frames refer to it, and it would never be abandoned."""
+    part: Optional[BaseException] = error
+    while part is not None:
+        part.__traceback__ = None
+        part = part.__cause__ or part.__context__
+    return error
+
+
 class _Chunk:
     """One submission of the map, or why there is none; and the endings of its calls."""
 
@@ -117,6 +127,7 @@ class Results(Iterator[T], Generic[T]):
         chunksize: int,
         buffersize: Optional[int],
     ) -> None:
+        self._pid = os.getpid()
         self._resources = resources
         self._settings = settings
         self._fn = fn
@@ -135,13 +146,20 @@ class Results(Iterator[T], Generic[T]):
         return self
 
     def __next__(self) -> T:
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                f"this iterator belongs to process {self._pid}, of which this process is a fork"
+            )
         while True:
             self._submit_what_can_be()
             if self._outstanding:
-                head = self._outstanding[0]
-                if head.ready():
-                    return self._take(head)
-                self._wait(head)
+                if self._outstanding[0].ready():
+                    try:
+                        return self._take(self._outstanding[0])
+                    finally:
+                        # What it raises is kept, and refers to this frame: do not refer back.
+                        del self
+                self._wait(self._outstanding[0])
             elif self._read():
                 # Nothing of ours is under way: wait as any other submission does.
                 self._submit_and_wait()
@@ -150,16 +168,19 @@ class Results(Iterator[T], Generic[T]):
 
     def _take(self, head: _Chunk) -> T:
         """The ending of the next call, of which nothing is kept."""
-        head.size -= 1
-        if head.size == 0:
-            self._outstanding.popleft()
-        if isinstance(head.source, Exception):
-            raise head.source
-        if self._chunksize == 1:
-            return cast("T", load(head.source))  # `_fn` returns T
-        if head.endings is None:
-            head.endings = deque(cast("list[wire.Ending]", load(head.source)))  # of `run_chunk`
-        return cast("T", wire.load_ending(head.endings.popleft()))  # `_fn` returns T
+        try:
+            head.size -= 1
+            if head.size == 0:
+                self._outstanding.popleft()
+            if isinstance(head.source, Exception):
+                raise head.source
+            if self._chunksize == 1:
+                return cast("T", load(head.source))  # `_fn` returns T
+            if head.endings is None:
+                head.endings = deque(cast("list[wire.Ending]", load(head.source)))  # of `run_chunk`
+            return cast("T", wire.load_ending(head.endings.popleft()))  # `_fn` returns T
+        finally:
+            del self, head  # as in `__next__`
 
     def _read(self) -> bool:
         """Have the next chunk of calls at hand; False at the end of the inputs.
@@ -206,7 +227,7 @@ class Results(Iterator[T], Generic[T]):
                 try:
                     outcome = resources.attempt(self._settings, self._work(), self._held)
                 except Exception as error:
-                    self._submitted(error)
+                    self._submitted(_without_frames(error))
                     continue
                 if outcome is None:
                     break
@@ -226,7 +247,7 @@ class Results(Iterator[T], Generic[T]):
         except (Blocked, CallbackRaised):
             raise  # nothing was submitted, and the inputs are still at hand
         except Exception as error:
-            self._submitted(error)
+            self._submitted(_without_frames(error))
         else:
             self._submitted(run)
 
@@ -260,7 +281,7 @@ class Results(Iterator[T], Generic[T]):
         # Abandoned early: the slots of what has finished are not to wait for somebody's call.
         # And a slot that an interrupt left here is put back.
         resources: Optional[Resources] = getattr(self, "_resources", None)
-        if resources is not None and hasattr(self, "_held"):
+        if resources is not None and hasattr(self, "_held") and self._pid == os.getpid():
             resources.put_back(self._held)
             if self._outstanding:
                 resources.engine.advance()

@@ -8,7 +8,7 @@ or the doubles that a test drives.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Callable, Optional, Protocol, TypeVar, Union
 
 import attrs
@@ -27,14 +27,18 @@ class Task:
 
     call: worker.Call
     env: worker.Env = ()
-    pool: Optional[str] = None  # the pool of whose slots it holds one
+    held: Optional[worker.Held] = None  # the slot on which it runs, if it needs one
+    receipt: int = -1  # the descriptor that says so, which the worker is to have as well
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Slot:
-    """The right to run one piece of work; `token` is the byte that goes back (lent: none)."""
+    """The right to run one piece of work; see `slots` for what its parts mean."""
 
-    token: bytes
+    token: bytes  # what goes back into the pipe; nothing for a slot that is lent
+    place: int = 0
+    relief: Optional[int] = None  # where the receipt of a lent slot goes once it is relieved
+    receipt: int = -1  # the description that holds the place
 
 
 class Closed(enum.Enum):
@@ -52,8 +56,9 @@ class Clock(Protocol):
 class SlotSource(Protocol):
     """Where slots come from and go back to.
 
-    Slots are conserved: what `take` and `lend` hand out comes back through `give_back`, once.
-    No method waits. The engine calls them under its lock.
+    Slots are conserved: what `take` and `lend` hand out comes back through `give_back`, and what
+    processes held that were killed comes back through `audit`. No method waits. The engine calls
+    them under its lock.
     """
 
     @property
@@ -66,12 +71,27 @@ class SlotSource(Protocol):
         """How many slots there are."""
         ...
 
+    @property
+    def hindered(self) -> bool:
+        """Whether the last call was kept from looking, so that `fileno` does not tell when to."""
+        ...
+
+    @property
+    def recovers(self) -> bool:
+        """Whether `audit` can recover anything: then who waits for a slot calls it at times."""
+        ...
+
+    @property
+    def recovered(self) -> int:
+        """How many slots audits have recovered, in all processes together."""
+        ...
+
     def fileno(self) -> int:
-        """A descriptor that is readable whenever `take` may succeed."""
+        """A descriptor that is readable whenever `take` may succeed, unless it was hindered."""
         ...
 
     def take(self) -> Optional[Slot]:
-        """A free slot, or None."""
+        """A free slot, or None. OSError when the system is out of something."""
         ...
 
     def lend(self) -> Optional[Slot]:
@@ -79,15 +99,129 @@ class SlotSource(Protocol):
         ...
 
     def is_lent(self, slot: Optional[Slot]) -> bool:
-        """Whether the slot came from `lend`."""
+        """Whether the slot came from `lend`, and is not relieved."""
         ...
 
-    def give_back(self, slot: Slot) -> None:
-        """Free a slot."""
+    def relieve(self, slot: Optional[Slot]) -> bool:
+        """Make a lent slot one of its own, if a free one can be had: whether that was so."""
+        ...
+
+    def held(self, slot: Slot) -> worker.Held:
+        """What a worker on this slot has to know of it."""
+        ...
+
+    def give_back(self, slot: Slot, *, ended: bool = True) -> bool:
+        """Free a slot. Not `ended`: the worker that has a copy of its receipt may still run.
+
+        False when it is a lent slot on which somebody runs whom a lost worker left behind; then it
+        is to be given back again after a while.
+        """
+        ...
+
+    def audit(self) -> int:
+        """Recover what the dead have held: how many slots that were."""
         ...
 
     def close(self) -> None:
         """Let go of what this process holds of the source; slots of others are not touched."""
+        ...
+
+
+class Kernel(Protocol):
+    """What a pool of slots asks of the kernel.
+
+    Each call is one step for all other processes: it happens whole or not at all, wherever the
+    caller is killed. A *description* is what `open` made, known by its descriptor; a forked child
+    or whoever was sent the descriptor has the same one. It holds places until it unlocks them
+    or the last of its descriptors is closed, as they are by the kernel when a process ends.
+    """
+
+    @property
+    def keeps_receipts(self) -> bool:
+        """Whether there are any; without, `lock` does nothing and nothing can be recovered."""
+        ...
+
+    @property
+    def held(self) -> Optional[worker.Held]:
+        """The slot on which this process runs."""
+        ...
+
+    @property
+    def descriptors(self) -> Sequence[int]:
+        """What another process needs to have the same pipe, receipts and gate."""
+        ...
+
+    @property
+    def directory(self) -> str:
+        """What it needs besides: where the receipts are, or "" if they are nowhere."""
+        ...
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when there are bytes."""
+        ...
+
+    def new_place(self) -> int:
+        """A place that nobody else has; `slots.DEPTHS` of them begin with it."""
+        ...
+
+    def read(self) -> bytes:
+        """Take a byte from the pipe; b"" if there is none."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Put bytes into the pipe."""
+        ...
+
+    def waiting(self) -> int:
+        """How many bytes are in the pipe."""
+        ...
+
+    def open(self) -> int:
+        """A description of its own, which holds no place. OSError if there is no room for it."""
+        ...
+
+    def lock(self, receipt: int, place: int) -> None:
+        """Have a description hold one place more. Others may hold the same."""
+        ...
+
+    def unlock(self, receipt: int, place: Optional[int] = None) -> None:
+        """Have a description hold one place less (None: no place), also for who has a copy."""
+        ...
+
+    def close(self, receipt: int) -> None:
+        """Close this process's descriptor."""
+        ...
+
+    def find(self, start: int, stop: int) -> Optional[int]:
+        """Any place from `start` to before `stop` that is held by somebody, or None."""
+        ...
+
+    def share(self) -> bool:
+        """Enter the gate beside others that share it; False when somebody is alone there."""
+        ...
+
+    def exclude(self) -> bool:
+        """Enter the gate alone; False when somebody else is there."""
+        ...
+
+    def leave(self) -> None:
+        """Leave the gate, as one does who is killed there."""
+        ...
+
+    def pause(self) -> None:
+        """Let others get on, for a moment."""
+        ...
+
+    def recovered(self) -> int:
+        """How many bytes were `noted`."""
+        ...
+
+    def note(self, recovered: int) -> None:
+        """Note that so many bytes were recovered; to be called alone in the gate."""
+        ...
+
+    def shut(self) -> None:
+        """Close what this process has of the pipe, the receipts and the gate."""
         ...
 
 
@@ -114,7 +248,16 @@ class Poller(Protocol):
 
 
 class Channel(Protocol):
-    """The receiving end of one piece of work's result. No method waits."""
+    """What carries one piece of work's result, from its making to its close. No method waits."""
+
+    @property
+    def reply(self) -> int:
+        """The descriptor on which the worker is to answer."""
+        ...
+
+    def close_reply(self) -> None:
+        """Close `reply` in this process, once: the worker has its own copy, or there is none."""
+        ...
 
     def fileno(self) -> int:
         """A descriptor that is readable whenever `receive` may know more."""
@@ -124,7 +267,9 @@ class Channel(Protocol):
         """The frame once it is whole, `CLOSED` if there will be none, None if not yet known."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the receiving end."""
+        ...
 
 
 class Worker(Protocol):

@@ -7,7 +7,7 @@ import warnings
 import weakref
 from multiprocessing import get_context, reduction
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Optional, Union
+from typing import TYPE_CHECKING, Callable, Optional, Union
 
 from . import forks
 from .callbacks import issue_due
@@ -15,9 +15,10 @@ from .channel import PipeChannel
 from .engine import Engine, advance_orphans
 from .errors import Blocked, CallbackRaised
 from .interrupts import shielded
+from .kernel import arrive
 from .launch import ContextLauncher
 from .lifecycle import State
-from .protocols import Launcher, Slot, SlotSource, Task, Work
+from .protocols import Channel, Launcher, Slot, SlotSource, Task, Work
 from .run import Group, Run
 from .settings import Settings
 from .slots import SlotPool
@@ -31,44 +32,51 @@ _known: weakref.WeakValueDictionary[str, Resources] = weakref.WeakValueDictionar
 
 
 def _arrive(
-    method: str, identity: str, count: int, read: Detachable, write: Detachable
+    method: str, identity: str, count: int, directory: str, *descriptors: Detachable
 ) -> Resources:
     """What this process has of slots that came from another one."""
-    pool = SlotPool(identity, count, read.detach(), write.detach())
+    kernel = arrive([descriptor.detach() for descriptor in descriptors], directory)
     found = _known.get(identity)
     if found is not None and not found.closed:
-        pool.close()
+        kernel.shut()
         return found
-    pool.keep_from_programs()
-    return Resources.open(get_context(method), pool)
+    return Resources.open(get_context(method), SlotPool(identity, count, kernel))
 
 
 class Resources:
     """One jobserver, in one process."""
 
-    def __init__(self, context: BaseContext, slots: SlotSource, launcher: Launcher) -> None:
+    def __init__(
+        self,
+        context: BaseContext,
+        engine: Engine,
+        launcher: Launcher,
+        make_channel: Callable[[], Channel] = PipeChannel,
+    ) -> None:
         self.context = context
-        self.engine = Engine(slots)
-        self.group = Group()
-        self.launcher = launcher
-        self.closed = False
+        self.engine: Engine = engine
+        self.group: Group = Group()
+        self.launcher: Launcher = launcher
+        self.closed: bool = False
+        self._make_channel = make_channel
         self._entries = 0
-        _known[slots.identity] = self
+        _known[engine.slots.identity] = self
         forks.reset_in_children(self)
 
     @classmethod
     def open(cls, context: BaseContext, slots: SlotSource) -> Resources:
         """For new slots, or for those that arrived from another process."""
         advance_orphans()
-        return cls(context, slots, ContextLauncher(context))
+        return cls(context, Engine(slots), ContextLauncher(context))
 
     def __reduce__(self) -> tuple[object, ...]:
         """For a process that is being started; handles in one pickle stay on one of these."""
         slots = self.engine.slots
         if not isinstance(slots, SlotPool):
             raise TypeError(f"slots of {slots!r} cannot be shared with a fresh process")
-        ends = reduction.DupFd(slots.read), reduction.DupFd(slots.write)
-        return _arrive, (self.context.get_start_method(), slots.identity, slots.count, *ends)
+        descriptors = map(reduction.DupFd, slots.kernel.descriptors)
+        method, directory = self.context.get_start_method(), slots.kernel.directory
+        return _arrive, (method, slots.identity, slots.count, directory, *descriptors)
 
     def check_open(self) -> None:
         if self.closed:
@@ -175,26 +183,27 @@ class Resources:
         slots = self.engine.slots
         try:
             self.engine.prepare()
-            read, write = forks.pipe()
+            channel = self._make_channel()
             try:
                 fn, args, kwargs = work
                 task = Task(
                     (settings.preexec, fn, args, kwargs),
                     settings.env,
-                    None if slot is None else slots.identity,
+                    None if slot is None else slots.held(slot),
+                    -1 if slot is None else slot.receipt,
                 )
-                worker = launcher.launch(task, write)
+                worker = launcher.launch(task, channel.reply)
             except BaseException:
-                forks.close(read)
+                channel.close()
                 raise
             finally:
-                forks.close(write)
+                channel.close_reply()
         except BaseException:
             if slot is not None:
                 with self.engine.lock:
                     slots.give_back(slot)
             raise
-        run = Run(worker, PipeChannel(read), slot, slots, group)
+        run = Run(worker, channel, slot, slots, group)
         self.engine.track(run)
         return run
 
@@ -254,13 +263,7 @@ class Resources:
         """
 
         def ready() -> bool:
-            if run.state is State.DONE:
-                return True
-            slot = self.engine.slots.take()
-            if slot is None:
-                return False
-            run.relieve(slot)
-            return True
+            return run.state is State.DONE or self.engine.slots.relieve(run.slot)
 
         self.engine.wait(ready, None, for_slot=True)
 
@@ -271,7 +274,10 @@ class Resources:
 
     def __repr__(self) -> str:
         method = self.context.get_start_method()
-        return f"Jobserver({method!r}, tracked={len(self.group.tracked)})"
+        with self.engine.lock:  # lest another thread close them meanwhile
+            recovered = self.engine.slots.recovered
+        further = f", recovered={recovered}" if recovered else ""
+        return f"Jobserver({method!r}, tracked={len(self.group.tracked)}{further})"
 
     def __del__(self) -> None:
         if getattr(self, "closed", True) or sys.is_finalizing():

@@ -49,17 +49,17 @@ class Run:
         slots: SlotSource,
         group: Group,
     ) -> None:
-        self.state = State.RUNNING
-        self.worker = worker
+        self.state: State = State.RUNNING
+        self.worker: Worker = worker
         self.slot = slot
-        self.group = group
-        self.owner_pid = os.getpid()
+        self.group: Group = group
+        self.owner_pid: int = os.getpid()
         self.frame: Optional[wire.Frame] = None  # None once SETTLED: the channel closed without
         self.outcome: Optional[Callable[[], object]] = None  # the frame, once it is loaded
-        self.loading = threading.RLock()  # held while the frame is loaded
+        self.loading: threading.RLock = threading.RLock()  # held while the frame is loaded
         self.callbacks: deque[tuple[int, Callable[[], object]]] = deque()
-        self.registered = 0
-        self.issuing = threading.Lock()  # held while a callback runs
+        self.registered: int = 0
+        self.issuing: threading.Lock = threading.Lock()  # held while a callback runs
         self.issuer: Optional[int] = None  # by the thread that runs it
         self.watched: Optional[int] = None  # the descriptor that tells of the next event
         self._channel = channel
@@ -88,13 +88,8 @@ class Run:
                 self._apply(Event.DELIVERED, poller)
         elif self.state is State.SETTLED:
             self._reap(poller)
-
-    def relieve(self, slot: Slot) -> None:
-        """Replace the lent slot by one of its own."""
-        assert self._slots.is_lent(self.slot), "only a lent slot is replaced"
-        lent, self.slot = self.slot, slot
-        if lent is not None:
-            self._slots.give_back(lent)
+        elif self.state is State.REAPED:
+            self._return_slot(poller)
 
     def register(self, callback: Callable[[], object]) -> tuple[int, bool]:
         """Queue a callback: its number, and whether it is due at once."""
@@ -108,6 +103,17 @@ class Run:
         """Send the worker a signal, if it still runs."""
         if Effect.KILL in step(self.state, Event.SIGNAL).effects:
             self.worker.send_signal(signum)
+
+    def adopt(self) -> None:
+        """In a forked child, of a run that is done: its result is the child's, too.
+
+        Its callbacks are not; and a thread of the parent may have held its locks.
+        """
+        self.callbacks = deque()
+        self.loading = threading.RLock()
+        self.issuing = threading.Lock()
+        self.issuer = None
+        self.owner_pid = os.getpid()
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's descriptors' numbers; they are closed."""
@@ -126,10 +132,7 @@ class Run:
                 self._watch(poller, None)
                 self.worker.close()
             elif effect is Effect.RETURN_SLOT:
-                if self.slot is not None:
-                    slot, self.slot = self.slot, None
-                    self._slots.give_back(slot)
-                self._apply(Event.RETURNED, poller)
+                self._return_slot(poller)
             elif effect is Effect.ANNOUNCE:
                 self.group.tracked.discard(self)
                 if self.callbacks:
@@ -140,6 +143,15 @@ class Run:
             self._apply(Event.EXITED, poller)
         elif self.watched is None:
             self._watch(poller, self.worker.fileno())
+
+    def _return_slot(self, poller: Poller) -> None:
+        if self.slot is not None:
+            # Without an exit status, all that is known is that nobody can tell of the worker.
+            ended = self.worker.exitcode is not None
+            if not self._slots.give_back(self.slot, ended=ended):
+                return
+            self.slot = None
+        self._apply(Event.RETURNED, poller)
 
     def _watch(self, poller: Poller, fd: Optional[int]) -> None:
         if self.watched is not None:

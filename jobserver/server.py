@@ -274,9 +274,10 @@ def _check_work(
     fn: Callable[..., object], args: object, kwargs: object
 ) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:
     _check_callable(fn)
-    if not isinstance(args, Iterable):
+    # The common case first: an abstract class asks around, in many pages of memory.
+    if not isinstance(args, (tuple, list, Iterable)):
         raise TypeError(f"args must be iterable, not {args!r} of type {type(args).__qualname__}")
-    if not isinstance(kwargs, Mapping):
+    if not isinstance(kwargs, (dict, MappingProxyType, Mapping)):
         raise TypeError(
             f"kwargs must be a mapping, not {kwargs!r} of type {type(kwargs).__qualname__}"
         )

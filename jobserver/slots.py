@@ -1,26 +1,58 @@
-"""The pool of slots: one-byte tokens in a pipe.
+"""The pool of slots: one-byte tokens in a pipe, and receipts that outlive nobody.
 
-Whoever wants to run work takes a token; it goes back when the work is over. The pipe is all there
-is, so every process that has its two ends shares the slots. Both ends are non-blocking: all who
-hold them are of this package.
+Whoever wants to run work takes a token; it goes back when the work is over. The pipe is all that
+is waited for, so every process that has its two ends shares the slots. A process that is killed
+holding a token cannot put it back. So that it is not lost, three things are kept:
 
-A process that runs work holds a slot itself, `worker.held`, and may lend it: a submission that
-would wait for ever in a full tree runs on its submitter's own slot, since the submitter computes
-nothing meanwhile. GNU Make calls that slot the implicit one.
+* *Bytes*, the tokens. One has no identity: what is lost is found by counting.
+* *Receipts*. Who holds a slot holds a place, through a lock on a description of its own that the
+  worker has a copy of. The kernel lets go of it when the last of them has ended.
+* *The gate*, which is shared by those who take or give back, between the receipt and the byte.
+
+An *audit* is alone in the gate, so nobody living is between those two. It counts: `slots - bytes
+in the pipe - receipts` bytes are missing, and it writes them (or drains what is too many). It knows
+nothing but what the kernel tells it, so it may itself be killed at any step, and run again.
+Nobody waits for the gate: who cannot enter comes back later, or leaves a byte to the next audit,
+as if killed. So a process that is stopped within holds nobody up for ever.
+
+A process that runs work holds a slot itself, and may lend it: a submission that would wait for ever
+in a full tree runs on its submitter's own slot, since the submitter computes nothing meanwhile.
+(GNU Make calls that slot the implicit one.) Lent down a chain it is still one slot, in use for as
+long as one of the chain lives. So a place has *depths*:
+
+    block of a slot:   place        place + 1      place + 2     ...
+                       its holder   who it lent    who that one
+                                    it to          lent it to
+
+Each has a description of its own at its depth. A slot is in use while any depth of its block is
+held; that makes receipts countable. A lender goes on when nobody is deeper than itself: should
+the middle of a chain be killed, then whoever it had lent to still computes on that slot.
+
+A lent slot is *relieved* when a real one has come: the receipt of whom it was lent to moves to a
+block of its own (`relief`, chosen beforehand), and with it whatever that one lends later. It moves
+through the description that lender and borrower share, so the borrower need not be asked. Only the
+deepest of a chain is relieved, since what is deeper would stay behind.
 """
 
 from __future__ import annotations
 
 import os
 import select
-from typing import Final, Optional
+import sys
+from typing import Callable, Final, Optional
 
 from . import forks, worker
-from .protocols import Slot
+from .kernel import create
+from .protocols import Kernel, Slot
 
 # A token that is written must never wait, and no more than this many bytes are written at once.
 # POSIX guarantees that a pipe holds them (limits.h; 4096 on Linux, 512 at least anywhere).
 LIMIT: Final[int] = getattr(select, "PIPE_BUF", 512)
+
+DEPTHS: Final = 1 << 16  # in a block: so often can one slot be lent on
+PLACES: Final = 1 << 62  # all of them; the offset of a lock is a signed 64-bit number
+
+_TRIES: Final = 20  # to enter the gate, with a pause between; then the caller comes back later
 
 
 class SlotPool:
@@ -29,65 +61,260 @@ class SlotPool:
     Not thread-safe: the engine calls it under its lock.
     """
 
-    def __init__(self, identity: str, count: int, read: int, write: int) -> None:
+    def __init__(self, identity: str, count: int, kernel: Kernel) -> None:
         self.identity = identity
         self.count = count
-        self.read = read
-        self.write = write
+        self.kernel = kernel
+        self.hindered = False
         self._lent: Optional[Slot] = None
+        # The description opened first is kept for the next slot: opening one takes longest.
+        self._kept = -1
+        self._kept_is_free = False
         self._closed = False
+        self._recovered = 0
         forks.reset_in_children(self)
 
     @classmethod
     def create(cls, count: int) -> SlotPool:
-        """A new pool with `count` free slots."""
-        read, write = os.pipe()
-        for fd in (read, write):
-            os.set_blocking(fd, False)
-        os.write(write, b"+" * count)
-        return cls(os.urandom(16).hex(), count, read, write)
+        """A new pool with `count` free slots. OSError when there are no descriptors for it."""
+        kernel = create()
+        kernel.write(b"+" * count)
+        return cls(os.urandom(16).hex(), count, kernel)
 
-    def keep_from_programs(self) -> None:
-        """Close the pipe on exec: descriptors that came with the work arrive inheritable."""
-        os.set_inheritable(self.read, False)
-        os.set_inheritable(self.write, False)
+    @property
+    def recovers(self) -> bool:
+        return self.kernel.keeps_receipts
+
+    @property
+    def recovered(self) -> int:
+        if not self._closed:
+            self._recovered = self.kernel.recovered()
+        return self._recovered
 
     def fileno(self) -> int:
         """The descriptor that is readable when a slot may be had."""
-        return self.read
+        return self.kernel.fileno()
 
     def take(self) -> Optional[Slot]:
-        """A free slot, or None; never waits."""
+        """A free slot, or None; never waits. OSError when there is no descriptor for it."""
+        kernel = self.kernel
+        receipt = self._open()
+        place = kernel.new_place()
+        token = b""
         try:
-            return Slot(os.read(self.read, 1))
-        except BlockingIOError:
-            return None
+            if self._enter(kernel.share):
+                try:
+                    # The receipt first: killed before the byte is read, nothing is missing.
+                    kernel.lock(receipt, place)
+                    token = kernel.read()
+                    if not token:
+                        kernel.unlock(receipt, place)
+                finally:
+                    kernel.leave()
+        finally:
+            if not token:
+                self._close(receipt)
+        return Slot(token, place, None, receipt) if token else None
 
     def lend(self) -> Optional[Slot]:
         """The slot on which this process runs, if it has one that is not lent already."""
-        if worker.held != self.identity or self._lent is not None:
+        kernel = self.kernel
+        held = kernel.held
+        if held is None or held[0] != self.identity or self._lent is not None:
             return None
-        self._lent = Slot(b"")
-        return self._lent
+        receipt = self._open()
+        slot: Optional[Slot] = None
+        try:
+            # Alone: whoever lent us this slot must not relieve us of it meanwhile.
+            if self._enter(kernel.exclude):
+                try:
+                    _, place, relief = held
+                    if relief is not None and kernel.find(relief, relief + 1) is not None:
+                        place = relief
+                    deeper = place + 1
+                    # Nobody is there, unless another pool of this process has lent it as well.
+                    if deeper + 1 < _end(place) and self._is_free(deeper):
+                        kernel.lock(receipt, deeper)
+                        slot = Slot(b"", deeper, kernel.new_place(), receipt)
+                finally:
+                    kernel.leave()
+        finally:
+            if slot is None:
+                self._close(receipt)
+        self._lent = slot
+        return slot
 
     def is_lent(self, slot: Optional[Slot]) -> bool:
         return slot is not None and slot is self._lent
 
-    def give_back(self, slot: Slot) -> None:
-        """Free a slot that was taken or lent. Each slot is given back once."""
+    def relieve(self, slot: Optional[Slot]) -> bool:
+        """Have a free slot for work on a lent one, if that can be: whether it was so."""
+        kernel = self.kernel
+        self.hindered = False
+        if slot is None or slot is not self._lent or slot.relief is None:
+            return False
+        if slot.receipt < 0:
+            self.hindered = True  # the worker has ended, but not whom it had lent the slot to
+            return False
+        if not self._enter(kernel.share):
+            return False
+        try:
+            if not self._is_free(slot.place + 1):
+                self.hindered = True  # it has lent the slot on, and looks for another as we do
+                return False
+            # The byte first: a receipt without a byte would not end with this process, as the
+            # worker has it too. A byte without a receipt is restored.
+            token = kernel.read()
+            if not token:
+                return False
+            kernel.lock(slot.receipt, slot.relief)
+            # Last, lest there be a moment in which the worker holds nothing.
+            kernel.unlock(slot.receipt, slot.place)
+        finally:
+            kernel.leave()
+        slot.token, slot.place, slot.relief = token, slot.relief, None
+        self._lent = None
+        return True
+
+    def held(self, slot: Slot) -> worker.Held:
+        """What a worker on this slot has to know of it, so that it can lend it on."""
+        return self.identity, slot.place, slot.relief
+
+    def give_back(self, slot: Slot, *, ended: bool = True) -> bool:
+        """Free a slot. Without `ended`, only our part in it: the worker may still run.
+
+        False for a lent slot on which somebody still runs whom a lost worker left behind.
+        """
         if slot is self._lent:
-            self._lent = None
-        else:
-            os.write(self.write, slot.token)
+            return self._return_lent(slot, ended)
+        entered = self._enter(self.kernel.share)
+        try:
+            if ended:
+                # The byte first: killed in between, nothing is missing, for the receipt goes
+                # with this process. Nobody else can be in the block but whom the worker lent
+                # the slot to; then an audit restores the byte when those have ended.
+                if entered and self._is_free(slot.place + 1):
+                    self.kernel.write(slot.token)
+                self._release(slot, ended)
+            else:
+                self._release(slot, ended)
+                if entered and self._is_free(slot.place):
+                    self.kernel.write(slot.token)
+        finally:
+            if entered:
+                self.kernel.leave()
+        return True
+
+    def audit(self) -> int:
+        """Recover the slots of the dead: how many that were. None while others are in the gate."""
+        kernel = self.kernel
+        if self._closed or not self.recovers or not self._enter(kernel.exclude):
+            return 0
+        try:
+            missing = self.count - kernel.waiting() - self._receipts()
+            if missing > 0:
+                # One write, so that it cannot be torn apart.
+                kernel.write(b"+" * missing)
+                kernel.note(missing)
+            while missing < 0 and kernel.read():
+                missing += 1
+        finally:
+            kernel.leave()
+        if missing > 0:
+            self._log("%d slots of processes that were killed are recovered", missing)
+        return max(0, missing)
 
     def close(self) -> None:
         """Let go of the pipe. Other processes keep theirs."""
-        if not self._closed:
-            self._closed = True
-            os.close(self.read)
-            os.close(self.write)
+        if self._closed:
+            return
+        self.audit()
+        if self.recovered:
+            self._log("closed; %d slots had to be recovered", self._recovered)
+        self._closed = True
+        if self._kept_is_free:
+            self.kernel.close(self._kept)
+            self._kept_is_free = False
+        self._kept = -1
+        self.kernel.shut()
 
     def after_fork(self) -> None:
-        # What the parent's work holds is the parent's. A child that is a worker is told anew.
+        # What it lent is the parent's affair, and its descriptors are closed.
         self._lent = None
-        worker.held = None
+        self._kept = -1
+        self._kept_is_free = False
+
+    def _enter(self, gate: Callable[[], bool]) -> bool:
+        """Enter the gate; after a few tries, say that we were hindered."""
+        self.hindered = False
+        for _ in range(_TRIES):
+            if gate():
+                return True
+            self.kernel.pause()
+        self.hindered = True
+        return False
+
+    def _open(self) -> int:
+        """A description that holds nothing."""
+        if self._kept_is_free:
+            self._kept_is_free = False
+            return self._kept
+        receipt = self.kernel.open()
+        if self._kept < 0:
+            self._kept = receipt
+        return receipt
+
+    def _close(self, receipt: int) -> None:
+        """Part with a description that holds nothing, and of which nobody has a copy."""
+        if receipt == self._kept and not self._closed:
+            self._kept_is_free = True
+        else:
+            self.kernel.close(receipt)
+
+    def _release(self, slot: Slot, ended: bool) -> None:
+        """Let go of a slot's receipt."""
+        receipt, slot.receipt = slot.receipt, -1
+        if ended:
+            # Not left to closing: children that have just been forked have copies, for a moment.
+            self.kernel.unlock(receipt)
+            self._close(receipt)
+            return
+        if receipt == self._kept:
+            self._kept = -1
+        self.kernel.close(receipt)
+
+    def _return_lent(self, slot: Slot, ended: bool) -> bool:
+        if slot.receipt >= 0:
+            self._release(slot, ended)
+        if not self._is_free(slot.place):
+            return False
+        self._lent = None
+        return True
+
+    def _is_free(self, place: int) -> bool:
+        """Whether nobody holds the place or is deeper."""
+        return self.kernel.find(place, _end(place)) is None
+
+    def _receipts(self) -> int:
+        """How many slots are held: in how many blocks there is somebody."""
+        held = 0
+        spans = [(0, PLACES)]
+        while spans:
+            start, stop = spans.pop()
+            found = self.kernel.find(start, stop) if start < stop else None
+            if found is not None:
+                # Which one is found is up to the kernel: Linux keeps them in no useful order.
+                held += 1
+                spans += (start, _end(found) - DEPTHS), (_end(found), stop)
+        return held
+
+    def _log(self, text: str, number: int) -> None:
+        # Who has not imported it has no handler for it; a worker should not pay for it.
+        logging = sys.modules.get("logging")
+        if logging is not None:
+            logging.getLogger("jobserver").debug("slots %s: " + text, self.identity[:8], number)
+
+
+def _end(place: int) -> int:
+    """Where the block of a place ends."""
+    return place - place % DEPTHS + DEPTHS

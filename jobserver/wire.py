@@ -28,6 +28,9 @@ VALUE = 0  # the work returned; body: the value
 ERROR = 1  # the work raised an Exception; body: it
 EXIT = 2  # the work raised what ends a process (SystemExit, KeyboardInterrupt); body: it
 
+# Of exactly these types, reducers know nothing. A pickler that asks them costs 80 µs after a fork.
+_ATOMS = frozenset((type(None), bool, int, float, str, bytes))
+
 _ONE_WRITE = 1 << 16  # bytes; below, header, text and body are joined to save system calls
 
 
@@ -48,9 +51,9 @@ class Frame:
     __slots__ = ("body", "kind", "text")
 
     def __init__(self, kind: int, text: str, body: memoryview) -> None:
-        self.kind = kind
-        self.text = text
-        self.body = body
+        self.kind: int = kind
+        self.text: str = text
+        self.body: memoryview = body
 
     def load(self) -> object:
         """The value or the exception in the body, an exception with the worker's traceback.
@@ -83,9 +86,9 @@ class Packet:
     __slots__ = ("body", "kind", "text")
 
     def __init__(self, kind: int, text: str, body: memoryview) -> None:
-        self.kind = kind
-        self.text = text.encode("utf-8", "backslashreplace")
-        self.body = body
+        self.kind: int = kind
+        self.text: bytes = text.encode("utf-8", "backslashreplace")
+        self.body: memoryview = body
 
     def send(self, fd: int) -> None:
         """Write the frame; wait for the reader as long as it takes."""
@@ -136,6 +139,8 @@ def pack_error(error: BaseException, origin: Optional[BaseException] = None) -> 
 
 
 def _dump(value: object) -> memoryview:
+    if type(value) in _ATOMS:
+        return memoryview(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
     buffer = BytesIO()
     # The pickler of multiprocessing, so that reducers registered there are known here.
     ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(value)

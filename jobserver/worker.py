@@ -27,10 +27,14 @@ if TYPE_CHECKING:
         Iterable[object],
         Mapping[str, object],
     ]
+    Held = tuple[str, int, Optional[int]]  # the pool, the place and its relief; see slots
 
 
-# The pool of slots from which the work of this process holds one, by its identity; or None.
-held: Optional[str] = None
+# The slot on which the work of this process runs, if it does on one.
+held: Optional[Held] = None
+
+# The descriptor that says so to the kernel, for as long as this process lives.
+receipt: Optional[int] = None
 
 # The descriptor on which the work of this process will be answered.
 answering: Optional[int] = None
@@ -48,7 +52,7 @@ class Descriptor:
     __slots__ = ("index",)
 
     def __init__(self, index: int) -> None:
-        self.index = index
+        self.index: int = index
 
     def __reduce__(self) -> tuple[object, ...]:
         return Descriptor, (self.index,)
@@ -95,9 +99,9 @@ class Initialize:
         return None if self.preexec is None else self.preexec()
 
 
-def run_inherited(reply: int, env: Env, pool: Optional[str], call: Call) -> None:
+def run_inherited(reply: int, env: Env, slot: Optional[Held], lock: int, call: Call) -> None:
     """A forked worker: everything came in memory."""
-    _work(reply, env, pool, lambda: call)
+    _work(reply, env, slot, lock, lambda: call)
 
 
 def run_received(reply: Detachable, parcel: Detachable) -> None:
@@ -107,14 +111,18 @@ def run_received(reply: Detachable, parcel: Detachable) -> None:
     os.set_inheritable(reply_fd, False)
     os.set_inheritable(parcel_fd, False)
     with open(parcel_fd, "rb") as stream:
-        env, pool = pickle.load(stream)
+        env, slot, lock = pickle.load(stream)
+        lock_fd = -1
+        if lock is not None:
+            lock_fd = lock.detach()
+            os.set_inheritable(lock_fd, False)
 
         def load() -> Call:
             with stream:
                 call: Call = pickle.load(stream)
             return call
 
-        _work(reply_fd, env, pool, load)
+        _work(reply_fd, env, slot, lock_fd, load)
 
 
 def run_chunk(
@@ -131,9 +139,11 @@ def run_chunk(
     return endings
 
 
-def _work(reply: int, env: Env, pool: Optional[str], load: Callable[[], Call]) -> None:
-    global held, answering
-    held, answering = pool, reply
+def _work(reply: int, env: Env, slot: Optional[Held], lock: int, load: Callable[[], Call]) -> None:
+    global held, receipt, answering
+    held, answering = slot, reply
+    if slot is not None:
+        receipt = lock
     try:
         try:
             _revise_environ(env)
@@ -190,3 +200,16 @@ def _leave(leaving: BaseException) -> NoReturn:
     if isinstance(leaving, SystemExit):
         raise leaving
     raise SystemExit(1) from None
+
+
+def _forget_slot() -> None:
+    """In a forked child: the slot is its parent's. A worker is told of its own."""
+    global held, receipt
+    held = None
+    if receipt is not None:
+        os.close(receipt)
+        receipt = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_slot)

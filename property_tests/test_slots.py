@@ -1,4 +1,4 @@
-"""Slots and Futures over real processes, against a model that predicts who is refused and when."""
+"""Tier 3: slots and Futures over real processes; a model predicts who is refused and when."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
@@ -21,7 +23,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from jobserver import Blocked, Future, Jobserver, LostResult
 from tests.work import PATIENCE, Gate, pass_gate, raise_value_error
 
 SLOTS = 3
@@ -30,7 +31,7 @@ SLOTS = 3
 class Held:
     """Work that runs until the machine lets it go, and what the model knows of it."""
 
-    def __init__(self, future: Future[object], gate: Gate, value: int, consume: int) -> None:
+    def __init__(self, future: Any, gate: Gate, value: int, consume: int) -> None:
         self.future = future
         self.gate = gate
         self.value = value
@@ -44,11 +45,12 @@ class Tree(RuleBasedStateMachine):
 
     running = Bundle("running")
     method = "fork"
+    subject: ClassVar[Any]  # the package
 
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
-        self.js = Jobserver(self.method, SLOTS)
+        self.js = self.subject.Jobserver(self.method, SLOTS)
         self.handles = [self.js]
         self.held: list[Held] = []
         self.count = 0
@@ -79,7 +81,7 @@ class Tree(RuleBasedStateMachine):
     @rule(timeout=st.sampled_from([0, 0.001]))
     @precondition(lambda self: self.taken() == SLOTS)
     def submit_to_a_full_tree(self, timeout: float) -> None:
-        with pytest.raises(Blocked):
+        with pytest.raises(self.subject.Blocked):
             self.js.submit(pass_gate, args=("never",), timeout=timeout)
 
     @rule(held=consumes(running))
@@ -91,7 +93,7 @@ class Tree(RuleBasedStateMachine):
     @rule(held=consumes(running), signum=st.sampled_from([signal.SIGKILL, signal.SIGTERM]))
     def kill(self, held: Held, signum: signal.Signals) -> None:
         assert held.future.wait(PATIENCE, signal=signum)
-        with pytest.raises(LostResult) as caught:
+        with pytest.raises(self.subject.LostResult) as caught:
             held.future.result()
         assert caught.value.exitcode == -signum
         self.ended(held)
@@ -152,7 +154,7 @@ class Tree(RuleBasedStateMachine):
             futures = [
                 self.js.submit(pass_gate, args=(gate.path,), timeout=0) for _ in range(SLOTS)
             ]
-            with pytest.raises(Blocked):
+            with pytest.raises(self.subject.Blocked):
                 self.js.submit(pass_gate, args=(gate.path,), timeout=0)
             gate.open()
             for future in futures:
@@ -160,8 +162,8 @@ class Tree(RuleBasedStateMachine):
         shutil.rmtree(self.directory)
 
 
-def test_any_schedule(method: str) -> None:
-    machine = type("Tree", (Tree,), {"method": method})
+def test_any_schedule(method: str, subject: ModuleType) -> None:
+    machine = type("Tree", (Tree,), {"method": method, "subject": subject})
     # A process costs from a millisecond under fork to a tenth of a second under spawn.
     current = settings()
     if method != "fork":

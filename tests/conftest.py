@@ -100,6 +100,15 @@ def _threads() -> set[int]:
     return {thread.native_id or 0 for thread in threading.enumerate()}
 
 
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """Nothing is freed but what no reference cycle keeps."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _helpers_started() -> None:
     """Start multiprocessing's helpers up front, so that no test is blamed for them."""

@@ -34,6 +34,18 @@ def write_pid(path: str) -> int:
     return os.getpid()
 
 
+def share(content: bytes) -> tuple[str, list[int]]:
+    """The name of new shared memory, for the caller to unlink, and what processes it took."""
+    from multiprocessing.shared_memory import SharedMemory
+
+    memory = SharedMemory(create=True, size=len(content))
+    assert memory.buf is not None
+    memory.buf[: len(content)] = content
+    memory.close()
+    children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
+    return memory.name, [int(word) for word in children.split()]
+
+
 def note_pid(path: str) -> None:
     write_pid(path)
 

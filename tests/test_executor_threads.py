@@ -1,8 +1,8 @@
 """One thread an executor, no fork beside it, and results straight from the worker.
 
 Python 3.12 and later warn of a fork in a process with several threads. As an error that warning is
-dropped by the interpreter, and the watchdog of these tests is a thread, too: so each program here
-runs by itself with every warning shown, and says nothing.
+dropped by the interpreter (up to 3.14), and the watchdog of these tests is a thread, too: so each
+program here runs by itself with every warning shown, and says nothing.
 """
 
 from __future__ import annotations

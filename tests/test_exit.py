@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,29 @@ def test_a_worker_killed_while_it_is_launched(method: str, tmp_path: Path, size:
                 outcomes.append(outcome(future))
         assert set(outcomes) <= {argument, -signal.SIGKILL}
         check_slots(js, 2, tmp_path / "slots")
+
+
+def test_a_spawned_worker_killed_before_it_is_told_its_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From 3.14 on the parent is told by its pipe; before, by the result channel."""
+    spawn = util.spawnv_passfds
+    killed: list[int] = []
+
+    def killing(path: bytes, args: list[str], fds: list[int]) -> int:
+        pid: int = spawn(path, args, fds)
+        if not killed:
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return pid
+
+    with Jobserver("spawn", 1) as js:
+        with monkeypatch.context() as patch:
+            patch.setattr(util, "spawnv_passfds", killing)
+            assert outcome(js.submit(identity, args=("value",))) in {"value", -signal.SIGKILL}
+        assert killed
+        check_slots(js, 1, tmp_path / "slots")
 
 
 @pytest.mark.parametrize("delay", [0, 0.002, 0.01, 0.03, 0.1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import math
@@ -11,6 +12,7 @@ import threading
 import time
 import traceback
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
@@ -355,3 +357,14 @@ def test_dropping_it_when_done_is_silent(method: str) -> None:
     assert future.result(PATIENCE) == 3
     del future, js
     gc.collect()
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_a_future_that_has_raised_is_freed_when_it_is_dropped(method: str) -> None:
+    with Jobserver(method, 1) as js:
+        future = js(raise_value_error, "as told")
+        reference = weakref.ref(future)
+        with contextlib.suppress(ValueError):
+            future.result()
+        del future
+        assert reference() is None

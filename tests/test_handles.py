@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import threading
 import warnings
 import weakref
 from collections.abc import Generator
@@ -18,6 +19,7 @@ from typing import Any, Callable, NoReturn
 import pytest
 
 from jobserver import Blocked, Future, Jobserver, LostResult
+from jobserver.kernel import OfdKernel
 from tests import errands
 from tests.processes import await_state, check_slots, pid_of
 from tests.work import (
@@ -489,6 +491,25 @@ def test_repr_names_the_start_method_and_the_number_of_futures(method: str, tmp_
     assert str(js) == repr(js)
 
 
+def test_repr_while_another_thread_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    js = Jobserver("fork", 1)
+    closer = threading.Thread(target=js.__exit__, args=(None, None, None))
+    recovered = OfdKernel.recovered
+
+    def close_and_look(kernel: OfdKernel) -> int:
+        monkeypatch.undo()
+        closer.start()
+        closer.join(0.2)  # long enough for it to close, were it not held up
+        return recovered(kernel)
+
+    js.__enter__()
+    monkeypatch.setattr(OfdKernel, "recovered", close_and_look)
+    assert repr(js) == "Jobserver('fork', tracked=0)"
+    closer.join(PATIENCE)
+    with pytest.raises(RuntimeError, match="Jobserver is closed"):
+        js.submit(add, args=(1, 2))
+
+
 def test_repr_shows_no_secret_of_the_environment() -> None:
     assert "hunter2" not in repr(Jobserver("fork", 1).revise_env({"PASSWORD": "hunter2"}))
 
@@ -522,7 +543,7 @@ def test_a_handle_dropped_with_running_futures_warns(number: int, tmp_path: Path
 def test_a_sibling_dropped_while_others_remain_is_silent(tmp_path: Path) -> None:
     js = Jobserver("fork", 2)
     with Gate(tmp_path) as gate, warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", ResourceWarning)
         future = js.revise_env({NAME: "1"}).submit(pass_gate, args=(gate.path, "value"))
         sibling = copy.copy(js)
         del js
@@ -563,7 +584,7 @@ def test_a_handle_never_used_is_dropped_in_silence(method: str) -> None:
 def test_a_handle_dropped_closed_with_running_futures_is_silent(tmp_path: Path) -> None:
     """Leaving the block said that the Futures are known to outlive it."""
     with Gate(tmp_path) as gate, warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", ResourceWarning)
         with Jobserver("fork", 1) as js:
             future = js.submit(pass_gate, args=(gate.path, "value"))
         del js

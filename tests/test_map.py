@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -28,6 +29,7 @@ from tests.work import (
     getpid,
     identity,
     pass_gate,
+    raise_value_error,
     touch,
     touch_and_pass_gate,
 )
@@ -666,3 +668,30 @@ def test_a_map_outlives_its_handle_variable(method: str) -> None:
     results = Jobserver(method, 1).map(add, [(1, 2), (3, 4), (5, 6)])
     gc.collect()
     assert list(results) == [3, 7, 11]
+
+
+def refuse() -> NoReturn:
+    raise LookupError("by the gate")
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_an_iterator_with_an_unread_error_is_freed_when_it_is_abandoned(method: str) -> None:
+    with Jobserver(method, 1) as js:
+        results = js.replace_sleep(refuse).map(identity, [(0,), (1,)])
+        reference = weakref.ref(results)
+        del results
+        assert reference() is None
+
+
+@pytest.mark.usefixtures("no_collections")
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_an_iterator_that_has_raised_is_freed_when_it_is_abandoned(
+    method: str, chunksize: int
+) -> None:
+    with Jobserver(method, 1) as js:
+        results = js.map(raise_value_error, [("as told",)] * chunksize, chunksize=chunksize)
+        reference = weakref.ref(results)
+        with contextlib.suppress(ValueError):
+            next(results)
+        del results
+        assert reference() is None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
+import socket
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Callable, Optional
 
 import pytest
 
-from jobserver import Blocked, Future, Jobserver
+from jobserver import Blocked, CallbackRaised, Future, Jobserver, forks
+from jobserver.forker import Forker
 from tests.processes import await_state, check_slots, pid_of, run_program
 from tests.work import (
     PATIENCE,
@@ -250,6 +255,204 @@ def test_a_worker_cannot_wait_for_its_parents_future(tmp_path: Path) -> None:
         assert future.result(PATIENCE) == "value"
 
 
+def test_a_worker_cannot_go_on_with_its_parents_map(tmp_path: Path) -> None:
+    with Gate(tmp_path) as gate, Jobserver("fork", 2) as js:
+        results = js.map(pass_gate, [(gate.path, 1), (gate.path, 2)])
+        asking = js.submit(lambda: next(results), consume=0)
+        with refused():
+            asking.result(PATIENCE)
+        gate.open()
+        assert list(results) == [1, 2]
+
+
+class Loading:
+    """In the process that made it, its loading is held up; elsewhere it is not."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+
+    def load(self) -> str:
+        if os.getpid() == self.pid:
+            self.begun.set()
+            assert self.go_on.wait(PATIENCE)
+        return "loaded"
+
+
+loading = Loading()
+
+
+def load_it() -> str:
+    return loading.load()
+
+
+class LoadsIt:
+    def __reduce__(self) -> tuple[object, ...]:
+        return load_it, ()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_result_that_another_thread_was_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That thread is not there, nor ever to let go of its lock."""
+    monkeypatch.setattr(f"{__name__}.loading", Loading())
+    with Jobserver("fork", 2) as js:
+        future: Future[Any] = js(LoadsIt)
+        assert future.wait(PATIENCE)
+        thread = threading.Thread(target=future.result)
+        thread.start()
+        assert loading.begun.wait(PATIENCE)
+        try:
+            in_forked_child(future.result)
+            asking: Future[Any] = js(future.result)
+            assert asking.wait(PATIENCE)
+            assert asking.result() == "loaded"
+        finally:
+            loading.go_on.set()
+            thread.join()
+
+
+def test_callbacks_that_are_left_are_the_parents() -> None:
+    seen: list[int] = []
+    with Jobserver("fork", 2) as js:
+        future = js(getpid)
+        future.when_done(raise_value_error, "told")
+        future.when_done(lambda: seen.append(os.getpid()))
+        with pytest.raises(CallbackRaised):
+            future.wait(PATIENCE)
+
+        def check() -> None:
+            assert future.done()
+            assert seen == []
+            future.when_done(seen.append, 0)
+            assert seen == [0]
+
+        in_forked_child(check)
+        assert future.done()
+        assert seen == [os.getpid()]
+
+
+class Reset:
+    """Told of forks as what is inherited is; takes its time, or is interrupted."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+        self.interrupts = 0
+        self.done = False
+        forks.reset_in_children(self)
+
+    def after_fork(self) -> None:
+        self.begun.set()
+        if self.interrupts:
+            self.interrupts -= 1
+            raise KeyboardInterrupt
+        self.go_on.wait(PATIENCE)
+        self.done = True
+
+
+def test_threads_of_a_worker_wait_for_what_it_inherited_to_be_reset() -> None:
+    reset = Reset()
+    seen: list[bool] = []
+
+    def look() -> None:
+        forks.catch_up()
+        seen.append(reset.done)
+
+    def check() -> list[bool]:
+        threads = [threading.Thread(target=look) for _ in range(2)]
+        threads[0].start()
+        assert reset.begun.wait(PATIENCE)
+        threads[1].start()
+        threads[1].join(0.1)  # long enough for it to look, were it not held up
+        reset.go_on.set()
+        for thread in threads:
+            thread.join()
+        return seen
+
+    with Jobserver("fork", 1) as js:
+        assert js(check).result(PATIENCE) == [True, True]
+
+
+def test_an_interrupted_reset_is_not_taken_for_done() -> None:
+    reset = Reset()
+    reset.go_on.set()
+    reset.interrupts = 1
+
+    def check() -> bool:
+        with pytest.raises(KeyboardInterrupt):
+            forks.catch_up()
+        forks.catch_up()
+        return reset.done
+
+    with Jobserver("fork", 1) as js:
+        assert js(check).result(PATIENCE)
+
+
+def inodes_of(pid: int) -> set[int]:
+    found: set[int] = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
+            found.add(os.stat(f"/proc/{pid}/fd/{fd}").st_ino)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("module", "opener"), [(os, "pipe"), (socket, "socketpair")], ids=["pipe", "socketpair"]
+)
+def test_a_child_forked_beside_an_opening_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, opener: str
+) -> None:
+    """Another thread forks after the kernel has opened and before anybody has noted it."""
+    children: list[int] = []
+    waiting = threading.Event()
+    look, ready = os.pipe()
+
+    def fork() -> None:
+        waiting.set()
+        pid = os.fork()
+        if pid == 0:
+            os.write(ready, b".")
+            signal.pause()
+        children.append(pid)
+
+    thread = threading.Thread(target=fork)
+    opened: list[int] = []
+
+    def open_and_fork(*args: Any) -> tuple[Any, Any]:
+        ends: tuple[Any, Any] = original(*args)
+        opened.extend(os.stat(end if isinstance(end, int) else end.fileno()).st_ino for end in ends)
+        thread.start()
+        assert waiting.wait(PATIENCE)
+        thread.join(0.2)  # long enough for it to fork, were it not held up
+        return ends
+
+    original = getattr(module, opener)
+    monkeypatch.setattr(module, opener, open_and_fork)
+    forker = None
+    ends: tuple[int, ...] = ()
+    if module is os:
+        ends = forks.pipe()
+    else:
+        forker = Forker(None)
+    monkeypatch.undo()
+    thread.join(PATIENCE)
+    os.read(look, 1)
+    try:
+        assert opened
+        assert not inodes_of(children[0]) & set(opened)
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)
+        for fd in ends:
+            forks.close(fd)
+        if forker is not None:
+            forker.close()
+        os.close(look)
+        os.close(ready)
+
+
 def fork_and_end(method: str, directory: str) -> None:
     """The child ends as programs do, with all that it inherited; the parent goes on."""
     gate = Gate(Path(directory))
@@ -270,3 +473,53 @@ def fork_and_end(method: str, directory: str) -> None:
 def test_the_childs_end_disturbs_nothing(method: str, tmp_path: Path) -> None:
     done = run_program(fork_and_end, method, str(tmp_path))
     assert "Error" not in done.stderr
+
+
+def used_up(directory: Path) -> Jobserver:
+    """One that has had to wait for a slot, and has what it keeps for the next."""
+    js = Jobserver("fork", 1)
+    with Gate(directory) as gate:
+        future = js.submit(pass_gate, args=(gate.path,))
+        with pytest.raises(Blocked):
+            js.submit(add, args=(1, 2), timeout=0.001)
+        gate.open()
+        future.result(PATIENCE)
+    return js
+
+
+def make_garbage(directory: str) -> None:
+    gc.set_threshold(0)
+    for _ in range(8):
+        cycle: list[object] = [used_up(Path(directory))]
+        cycle.append(cycle)
+
+
+def fork_amid_garbage(directory: str) -> None:
+    """The collector would run at once in the child, before anything is reset there."""
+    make_garbage(directory)
+    gc.set_threshold(1)
+    pid = os.fork()
+    if pid == 0:
+        gc.collect()
+        os._exit(not gc.isenabled())
+    status = os.waitpid(pid, 0)[1]
+    assert status == 0, status
+    assert gc.isenabled()
+    gc.collect()
+
+
+def test_garbage_is_collected_in_the_child_only_when_all_is_reset(tmp_path: Path) -> None:
+    done = run_program(fork_amid_garbage, str(tmp_path))
+    assert done.stderr == ""
+
+
+def collect_in_a_worker(directory: str) -> None:
+    make_garbage(directory)
+    with Jobserver("fork", 1) as js:
+        js.submit(gc.collect).result(PATIENCE)
+    gc.collect()
+
+
+def test_what_a_worker_collects_is_not_what_it_came_with(tmp_path: Path) -> None:
+    done = run_program(collect_in_a_worker, str(tmp_path))
+    assert done.stderr == ""

@@ -5,19 +5,24 @@ from __future__ import annotations
 import functools
 import math
 import os
+import resource
+import signal
+import sys
 import threading
 import time
+import warnings
 from collections import UserDict
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Callable, NoReturn
 
 import pytest
 
-from jobserver import Blocked, CallbackRaised, Future, Jobserver
+from jobserver import Blocked, CallbackRaised, Future, Jobserver, JobserverExecutor
 from tests import errands, scarcity
 from tests.processes import await_state, check_slots, run_program
 from tests.work import PATIENCE, Gate, add, await_file, echo, getpid, identity, pass_gate, touch
@@ -232,6 +237,46 @@ def test_the_call_is_submit_with_its_defaults(method: str, tmp_path: Path) -> No
         assert held.done()
 
 
+@pytest.mark.parametrize("executor", [False, True])
+def test_shared_memory_that_the_work_made_outlives_its_worker(method: str, executor: bool) -> None:
+    """As with multiprocessing: all processes use the resource tracker that runs already.
+
+    One of the worker's own would remove the memory once the worker is gone, and end.
+    """
+    with Jobserver(method, 1) as js, JobserverExecutor(js) as pool:
+        share = pool.submit if executor else js
+        name, started = share(errands.share, b"content").result(PATIENCE)
+    for pid in started:
+        await_state(pid, "Z")
+    memory = SharedMemory(name)
+    try:
+        assert memory.buf is not None
+        assert bytes(memory.buf[:7]) == b"content"
+    finally:
+        memory.close()
+        memory.unlink()
+
+
+@pytest.mark.parametrize("executor", [False, True])
+def test_descriptors_of_any_number(method: str, tmp_path: Path, executor: bool) -> None:
+    """select(2) knows none above 1023."""
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 1200
+    taken = [os.dup(0) for _ in range(1100)]
+    try:
+        with Jobserver(method, 2) as js:
+            if executor:
+                with JobserverExecutor(js) as pool:
+                    assert pool.submit(add, 1, 2).result(PATIENCE) == 3
+            else:
+                assert js(add, 1, 2).result(PATIENCE) == 3
+                with Gate(tmp_path) as gate:
+                    lingering = js(pass_gate, gate.path)
+                    assert lingering.wait(PATIENCE, signal=signal.SIGTERM)
+    finally:
+        for fd in taken:
+            os.close(fd)
+
+
 def test_work_runs_in_another_process(method: str) -> None:
     js = Jobserver(method, 2)
     pids = [js(getpid).result(PATIENCE) for _ in range(2)]
@@ -403,6 +448,23 @@ def test_a_callbacks_keyboard_interrupt_passes_raw_and_nothing_was_submitted(
 
 
 # Failures before the work is running
+
+
+@pytest.mark.skipif(sys.version_info < (3, 15), reason="os.fork raises no warning before 3.15")
+@pytest.mark.filterwarnings("error:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_warning_of_a_fork_that_is_an_error_is_raised_before_the_fork(tmp_path: Path) -> None:
+    """The thread is the one that bounds hangs. A process that is left fails the fixture."""
+    js = Jobserver("fork", 1)
+    before = descriptors()
+    with pytest.raises(DeprecationWarning, match="multi-threaded"):
+        js.submit(touch, args=(str(tmp_path / "mark"),))
+    with JobserverExecutor(js) as executor, pytest.raises(DeprecationWarning):
+        executor.submit(touch, str(tmp_path / "mark"))
+    assert descriptors() == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_slots(js, 1, tmp_path / "check")
+    assert not (tmp_path / "mark").exists()
 
 
 def test_a_fork_that_fails_gives_the_slot_back(

@@ -1,0 +1,1 @@
+"""What tests this library, and programs on top of it: doubles, machines, chaos."""

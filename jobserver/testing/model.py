@@ -1,0 +1,754 @@
+"""What the library is going to do, told in advance: slots, Futures, callbacks, gates and maps.
+
+A model is told what a user does and foretells what comes of it: what the call returns or raises,
+how long it takes, which slots are free afterwards, which callbacks have run and what they saw. It
+never looks at the library or at the doubles. What it shares with those is `Fate`, which says what
+a scripted worker does, because that is given and not to be found out.
+
+What an operation raises is foretold as `Foretold`, so that it passes through the model as the
+exception passes through the library.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Callable, Final, Literal, Optional, Union, get_args
+
+import attrs
+
+from .doubles import FIRST_PID, Fate, Place, Script
+
+# How something ended: ("value", v), or an exception's name and what is to be known of it.
+Outcome = tuple[object, ...]
+
+Deed = Literal[
+    "notes", "raises", "claims", "interrupts", "registers", "elsewhere", "submits", "asks"
+]
+DEEDS: Final[tuple[Deed, ...]] = get_args(Deed)
+
+Answer = Union[None, float, Literal["raises", "interrupts", "unfit"]]
+
+_INTERRUPT: Final = ("KeyboardInterrupt",)
+
+
+@attrs.frozen
+class Callback:
+    """What a callback does, besides leaving a note of what it saw."""
+
+    deed: Deed = "notes"
+    times: int = 1  # that it registers itself again
+    number: int = 0  # of the Future `elsewhere`
+
+
+@attrs.frozen
+class Gate:
+    """What a gate answers, one after the other; after that, None."""
+
+    answers: tuple[Answer, ...] = ()
+
+
+# "copy", or what is changed: the env, the gate, or the preexec, by its name.
+Change = Union[str, Mapping[str, Optional[str]], Gate]
+
+
+class Foretold(Exception):
+    """What the library raises here."""
+
+    def __init__(self, *what: object, passes: bool = False) -> None:
+        super().__init__(*what)
+        self.what: Outcome = what
+        self.passes = passes  # it is no Exception, and nothing in the library stops it
+
+
+class Handle:
+    """A handle: what it adds to the work."""
+
+    def __init__(
+        self,
+        number: int,
+        env: tuple[tuple[str, Optional[str]], ...] = (),
+        preexec: Optional[str] = None,
+    ) -> None:
+        self.number = number
+        self.env = env
+        self.preexec = preexec
+        self.gate = number  # whose handle's gate it is
+        self.answers: Optional[deque[Answer]] = None  # of the gate, if there is one
+
+    def derive(self, number: int, what: Change) -> Handle:
+        """The handle that a change of this one makes."""
+        new = Handle(number, self.env, self.preexec)
+        if not isinstance(what, Gate):
+            new.gate, new.answers = self.gate, self.answers
+        if isinstance(what, Gate):
+            new.answers = deque(what.answers)
+        elif isinstance(what, Mapping):
+            new.env = tuple({**dict(self.env), **what}.items())
+        elif what != "copy":
+            new.preexec = what
+        return new
+
+
+class Piece:
+    """A piece of work, and its Future."""
+
+    def __init__(
+        self, number: int, calls: Sequence[tuple[Script, object]], start: float, handle: Handle
+    ) -> None:
+        self.number = number
+        self.calls = calls
+        self.scripts = performed(calls)
+        self.fate = Fate(self.scripts, start)
+        self.handle = handle
+        self.slot: Optional[Literal["own", "lent"]] = None
+        self.seen = 0  # parts of its answer
+        self.settled = False
+        self.done = False
+        self.turn = 0  # which of several is seen first
+        self.callbacks: deque[tuple[int, Callback]] = deque()
+        self.registered = 0
+        self.kept = True  # somebody has the Future
+
+    def outcome(self, position: Optional[int] = None) -> Outcome:
+        """What it ended with; with a position, what one call of a chunk ended with."""
+        endings = {script.ending for script in self.scripts}
+        if not self.fate.answered:
+            return "LostResult", self.pid, self.fate.exitcode, None
+        if "garbled" in endings:
+            return "RuntimeError", "not reconstructable"
+        if "exit" in endings:
+            return "LostResult", self.pid, self.fate.exitcode, "SystemExit"
+        script, value = self.calls[position or 0]
+        if script.ending == "error":
+            return "ValueError", value, "RemoteTraceback"
+        if script.ending == "unpicklable":
+            return "RuntimeError", "not picklable"
+        return "value", value
+
+    @property
+    def pid(self) -> int:
+        return FIRST_PID + self.number
+
+    def describe(self) -> str:
+        """The Future's repr."""
+        state, pid = ("done", None) if self.done else ("running", self.pid)
+        return f"Future({state}, callbacks={len(self.callbacks)}, pid={pid})"
+
+
+def performed(calls: Sequence[tuple[Script, object]]) -> list[Script]:
+    """The scripts of a chunk that are come upon: none after that which ends the process."""
+    scripts: list[Script] = []
+    for script, _ in calls:
+        scripts.append(script)
+        if script.ending in ("exit", "killed"):
+            break
+    return scripts
+
+
+class Model:
+    """One process with one family of handles."""
+
+    def __init__(self, slots: int, *, inside: bool, now: float = 0.0) -> None:
+        self.now = now
+        self.slots = slots
+        self.inside = inside
+        self.free = slots - inside
+        self.lendable = inside  # there is a slot of its own, not lent
+        self.strangers = 0  # slots that other processes have
+        self.closed = False
+        self.entries = 0
+        self.launched = 0  # workers, ever
+        self.latest: Optional[Piece] = None  # that was launched
+        self.tracked: list[Piece] = []  # not done, as far as the library has seen
+        self.log: list[Outcome] = []  # what callbacks and gates saw
+        self.warned: list[Outcome] = []
+        self.pieces: dict[int, Piece] = {}  # with a Future, by number
+        self._due: deque[Piece] = deque()
+        self._issuing: Optional[deque[Piece]] = None
+        self._returning: list[float] = []  # when strangers give slots back
+        self._turns = itertools.count()
+        self._interrupt: Optional[Place] = None
+        self._noted = False
+
+    def successor(self) -> Model:
+        """The model of new slots for the same process, when all is over."""
+        assert self.released, "there is only ever one family"
+        new = Model(self.slots, inside=self.inside, now=self.now)
+        new.launched = self.launched
+        new.pieces = self.pieces
+        return new
+
+    # Time, and what is to be seen.
+
+    @property
+    def released(self) -> bool:
+        """Whether nothing is open any more."""
+        return self.closed and not self.tracked
+
+    @property
+    def descriptors(self) -> int:
+        """How many are open."""
+        # Slots and poller; one for each piece: its channel, then its worker's end.
+        return 0 if self.released else 2 + len(self.tracked)
+
+    def advance(self, seconds: float) -> None:
+        self._happen(self.now + seconds)
+
+    def stranger_takes(self) -> None:
+        self.strangers += 1
+        self.free -= 1
+
+    def stranger_returns(self) -> None:
+        self.strangers -= 1
+        self.free += 1
+
+    def stranger_will_return(self, seconds: float) -> None:
+        self._returning.append(self.now + seconds)
+
+    @property
+    def staying(self) -> int:
+        """Strangers of whom it is not known when they return."""
+        return self.strangers - len(self._returning)
+
+    def interrupt(self, place: Optional[Place]) -> None:
+        """The next call of this kind is interrupted; None: no call is, any more."""
+        self._interrupt = place
+        self._noted = False
+
+    def _reach(self, place: Place) -> None:
+        if self._interrupt == place:
+            self._interrupt = None
+            if place == "poll":  # the one that is not shielded
+                raise Foretold(*_INTERRUPT, passes=True)
+            self._noted = True
+
+    def _unshield(self) -> None:
+        if self._noted:
+            self._noted = False
+            raise Foretold(*_INTERRUPT, passes=True)
+
+    def _next(self) -> Optional[float]:
+        dues = [piece.fate.due for piece in self.tracked]
+        return min((due for due in [*dues, *self._returning] if due is not None), default=None)
+
+    def _happen(self, end: float) -> None:
+        """Time passes until `end`."""
+        self.now = end
+        for piece in self.tracked:
+            while piece.fate.due is not None and piece.fate.due <= end:
+                piece.fate.happen()
+        for time in [time for time in self._returning if time <= end]:
+            self._returning.remove(time)
+            self.stranger_returns()
+
+    def _visible(self, piece: Piece) -> bool:
+        if piece.settled:
+            return piece.fate.exitcode is not None
+        return piece.fate.answer > piece.seen or piece.fate.closed
+
+    def signal(self, number: int, signum: int) -> None:
+        """A signal comes from outside to a worker that lives."""
+        for piece in self.tracked:
+            if piece.number == number:
+                piece.fate.signal(signum, self.now)
+
+    def go_on(self) -> None:
+        """All that stall go on."""
+        for piece in self.tracked:
+            piece.fate.go_on(self.now)
+
+    def look(self) -> None:
+        """Every run goes as far as what has happened leads it."""
+        if not self.tracked:
+            return
+        self._reach("poll")
+        self._happen(self.now)
+        self._move()
+
+    def _move(self) -> None:
+        for piece in sorted(self.tracked, key=lambda piece: piece.turn):
+            if not self._visible(piece):
+                continue
+            if not piece.settled:
+                self._reach("receive")
+                piece.seen = piece.fate.answer
+                if not piece.fate.closed:
+                    continue
+                piece.settled = True
+                piece.turn = next(self._turns)
+            self._reach("reap")
+            if piece.fate.exitcode is not None:
+                self._done(piece)
+        self._unshield()
+
+    def _done(self, piece: Piece) -> None:
+        piece.done = True
+        self.tracked.remove(piece)
+        if piece.slot == "lent":
+            self.lendable = True
+        elif piece.slot == "own":
+            self.free += 1
+        if piece.callbacks:
+            self._due.append(piece)
+
+    def wait_for(self, ready: Callable[[], bool], deadline: Optional[float]) -> bool:
+        while True:
+            if self._ask(ready):
+                return True
+            if deadline is not None and self.now >= deadline:
+                self.look()
+                return self._ask(ready)
+            self._reach("poll")
+            free = self.free
+            self._happen(self.now)
+            if self.free == free and not any(self._visible(piece) for piece in self.tracked):
+                then = self._next()
+                if then is None and deadline is None:
+                    raise Foretold("Deadlock", passes=True)
+                times = [time for time in (then, deadline) if time is not None]
+                self._happen(min(times))
+            self._move()
+
+    def _ask(self, ready: Callable[[], bool]) -> bool:
+        answer = ready()
+        self._unshield()
+        return answer
+
+    def deadline(self, timeout: Optional[float]) -> Optional[float]:
+        return None if timeout is None else self.now + timeout
+
+    # Handles.
+
+    def check_open(self) -> None:
+        if self.closed:
+            raise Foretold("RuntimeError", "closed")
+
+    def enter(self) -> None:
+        self.check_open()
+        self.entries += 1
+
+    def exit(self) -> None:
+        self.entries -= 1
+        if self.closed or self.entries > 0:
+            return
+        suppressed: list[Outcome] = []
+        try:
+            self.look()
+            while self._due:
+                try:
+                    self._issue_due()
+                except Foretold as raised:
+                    if raised.passes:
+                        raise
+                    suppressed.append(raised.what)
+        finally:
+            self.closed = True
+        self.warned += [("RuntimeWarning", what[1]) for what in suppressed]
+
+    def forget(self) -> None:
+        """The last handle is dropped."""
+        if self.closed:
+            return
+        self.look()
+        if self.tracked:
+            self.warned.append(("ResourceWarning", len(self.tracked)))
+        self.closed = True
+
+    def reclaim(self) -> None:
+        self.check_open()
+        self.look()
+        self._issue_due()
+
+    # Submissions.
+
+    def submit(
+        self,
+        handle: Handle,
+        calls: Sequence[tuple[Script, object]],
+        consume: int,
+        timeout: Optional[float],
+    ) -> Piece:
+        """A submission of which somebody keeps the Future."""
+        piece = self.launch_at(handle, calls, consume, self.deadline(timeout))
+        self.pieces[piece.number] = piece
+        return piece
+
+    def launch_at(
+        self,
+        handle: Handle,
+        calls: Sequence[tuple[Script, object]],
+        consume: int,
+        deadline: Optional[float],
+    ) -> Piece:
+        self.reclaim()
+        slot = self._acquire(deadline) if consume else None
+        if handle.answers is not None:
+            self.put_back(slot)
+            while (delay := self._gate(handle)) is not None:
+                end = self.now + delay
+                if deadline is not None and end >= deadline:
+                    self.wait_for(lambda: False, deadline)
+                    raise Foretold("Blocked")
+                self.wait_for(lambda: False, end)
+                self._issue_due()
+            slot = self._acquire(deadline) if consume else None
+        piece = self._launch(handle, calls, slot)
+        if slot == "lent":
+            self.wait_for(lambda: piece.done or self._relieve(piece), None)
+        return piece
+
+    def attempt(
+        self, handle: Handle, calls: Sequence[tuple[Script, object]], *, held: bool = False
+    ) -> Union[Piece, float, None]:
+        """As a map submits while it can go on without waiting; `held`: it has a slot already."""
+        try:
+            self.check_open()
+        except Foretold:
+            self.put_back("own" if held else None)
+            raise
+        if not held and not self._try_to_take():
+            return None
+        if handle.answers is not None:
+            self.put_back("own")
+            delay = self._gate(handle)
+            if delay is not None:
+                return delay
+            if not self._try_to_take():
+                return None
+        return self._launch(handle, calls, "own")
+
+    def _try_to_take(self) -> bool:
+        taken = self.take()
+        if self._noted:
+            self.put_back("own" if taken else None)
+        self._unshield()
+        return taken
+
+    def _acquire(self, deadline: Optional[float]) -> Literal["own", "lent"]:
+        held: list[Literal["own", "lent"]] = []
+
+        def ready() -> bool:
+            if self._due:
+                return True
+            if self.take():
+                held.append("own")
+            elif deadline is None and self.lendable:
+                self.lendable = False
+                held.append("lent")
+            return bool(held)
+
+        try:
+            while not held:
+                if not self.wait_for(ready, deadline):
+                    raise Foretold("Blocked")
+                if not held:
+                    self._issue_due()
+        except Foretold:
+            for slot in held:
+                self.put_back(slot)
+            raise
+        return held[0]
+
+    def take(self) -> bool:
+        self._reach("take")
+        if self.free == 0:
+            return False
+        self.free -= 1
+        return True
+
+    def put_back(self, slot: Optional[Literal["own", "lent"]]) -> None:
+        if slot == "own":
+            self.free += 1
+        elif slot == "lent":
+            self.lendable = True
+
+    def _relieve(self, piece: Piece) -> bool:
+        if not self.take():
+            return False
+        piece.slot = "own"
+        self.lendable = True
+        return True
+
+    def _gate(self, handle: Handle) -> Optional[float]:
+        if handle.answers is None:
+            return None
+        self.log.append(("gate", handle.gate, self.free, self.now))
+        answer = handle.answers.popleft() if handle.answers else None
+        if answer == "raises":
+            raise Foretold("LookupError", "the gate")
+        if answer == "interrupts":
+            raise Foretold(*_INTERRUPT, passes=True)
+        if answer == "unfit":
+            raise Foretold("ValueError", "the gate")
+        return answer
+
+    def _launch(
+        self,
+        handle: Handle,
+        calls: Sequence[tuple[Script, object]],
+        slot: Optional[Literal["own", "lent"]],
+    ) -> Piece:
+        endings = {script.ending for script in performed(calls)}
+        refusal = {"refused": "TypeError", "short": "OSError"}
+        for ending in ("refused", "short"):
+            if ending in endings:
+                self.put_back(slot)
+                raise Foretold(refusal[ending], ending)
+        piece = Piece(self.launched, calls, self.now, handle)
+        piece.slot = slot
+        piece.turn = next(self._turns)
+        self.launched += 1
+        self.latest = piece
+        self.tracked.append(piece)
+        self._reach("launch")
+        self._unshield()
+        return piece
+
+    # Futures.
+
+    def done(self, piece: Piece, timeout: Optional[float]) -> bool:
+        if not piece.done and not self.wait_for(lambda: piece.done, self.deadline(timeout)):
+            return False
+        self._issue(piece)
+        return True
+
+    def wait(self, piece: Piece, timeout: Optional[float], signum: Optional[int]) -> bool:
+        if signum is not None and not piece.done:
+            piece.fate.signal(signum, self.now)
+        return self.done(piece, timeout)
+
+    def result(self, piece: Piece, timeout: Optional[float]) -> object:
+        if not self.done(piece, timeout):
+            raise Foretold("Blocked")
+        return told(piece.outcome())
+
+    def drop(self, piece: Piece) -> None:
+        piece.kept = False
+        if not piece.done:
+            self.warned.append(("ResourceWarning", "dropped"))
+
+    def when_done(self, piece: Piece, callback: Callback) -> int:
+        number = piece.registered
+        piece.registered += 1
+        piece.callbacks.append((number, callback))
+        if piece.done:
+            self._issue(piece)
+        return number
+
+    # Callbacks.
+
+    def _issue_due(self) -> None:
+        while self._due:
+            piece = self._due.popleft()
+            try:
+                self._issue(piece)
+            except Foretold:
+                if piece.callbacks:
+                    self._due.appendleft(piece)
+                raise
+
+    def _issue(self, piece: Piece) -> None:
+        if not piece.callbacks:
+            return
+        if self._issuing is not None:  # within a callback: when that has returned
+            self._issuing.append(piece)
+            return
+        queue = self._issuing = deque((piece,))
+        try:
+            while queue:
+                self._call_back(queue[0])
+                queue.popleft()
+        finally:
+            self._issuing = None
+            self._due += [left for left in queue if left.callbacks and left is not piece]
+
+    def _call_back(self, piece: Piece) -> None:
+        while piece.callbacks:
+            number, callback = piece.callbacks.popleft()
+            self.log.append(("callback", piece.number, number, self.free, self.now))
+            try:
+                self._do(piece, callback)
+            except Foretold as raised:
+                if raised.passes:
+                    raise
+                claims = raised.what[0] == "CallbackRaised"
+                cause = raised.what[2] if claims else raised.what
+                raise Foretold("CallbackRaised", number, cause) from None
+
+    def _do(self, piece: Piece, callback: Callback) -> None:
+        deed = callback.deed
+        if deed == "raises":
+            raise Foretold("LookupError", "the callback")
+        if deed == "claims":
+            raise Foretold("CallbackRaised", 77, ("LookupError", "the claim"))
+        if deed == "interrupts":
+            raise Foretold(*_INTERRUPT, passes=True)
+        if deed == "registers" and callback.times and piece.kept:
+            self.when_done(piece, attrs.evolve(callback, times=callback.times - 1))
+        if deed == "elsewhere":
+            other = self.pieces.get(callback.number)
+            if other is not None and other.kept:
+                self.when_done(other, Callback())
+        if deed == "submits":
+            self.submit(PLAIN, [(Script(), INNER)], 1, 0)
+        if deed == "asks" and piece.kept:
+            self.done(piece, 0)
+
+
+# What a callback submits.
+PLAIN: Final = Handle(-1)
+INNER: Final = "from a callback"
+
+
+def told(outcome: Outcome) -> object:
+    """What comes of asking for the result."""
+    if outcome[0] != "value":
+        raise Foretold(*outcome)
+    return outcome[1]
+
+
+class Chunk:
+    """One submission of a map, or why there is none."""
+
+    def __init__(self, size: int, source: Union[Piece, Foretold]) -> None:
+        self.size = size
+        self.left = size  # calls whose results were not asked for
+        self.source = source
+
+    @property
+    def ready(self) -> bool:
+        return isinstance(self.source, Foretold) or self.source.done
+
+
+class Map:
+    """The iterator that `Jobserver.map` returns."""
+
+    def __init__(
+        self,
+        model: Model,
+        handle: Handle,
+        calls: Sequence[tuple[Script, object]],
+        *,
+        timeout: Optional[float],
+        chunksize: int,
+        buffersize: Optional[int],
+    ) -> None:
+        model.check_open()
+        self._model = model
+        self._handle = handle
+        self._chunks = deque(
+            calls[start : start + chunksize] for start in range(0, len(calls), chunksize)
+        )
+        self._deadline = model.deadline(timeout)
+        self._chunksize = chunksize
+        self._buffersize = buffersize
+        self._outstanding: deque[Chunk] = deque()
+        self._pause = model.now  # the gate is not asked before
+        self._held = False  # a slot that a wait has brought
+        self._abandoned = False
+        self._submit_what_can_be()
+
+    def next(self) -> object:
+        while not self._abandoned:
+            self._submit_what_can_be()
+            if self._outstanding:
+                head = self._outstanding[0]
+                if head.ready:
+                    return self._take(head)
+                self._wait(head)
+            elif self._chunks:
+                self._submit_and_wait()
+            else:
+                break
+        raise Foretold("StopIteration")
+
+    def abandon(self) -> None:
+        """Nobody wants the rest."""
+        if self._outstanding:
+            self._model.look()
+        self._abandoned = True
+
+    def _take(self, head: Chunk) -> object:
+        position = head.size - head.left
+        head.left -= 1
+        if head.left == 0:
+            self._outstanding.popleft()
+        if isinstance(head.source, Foretold):
+            raise Foretold(*head.source.what)
+        return told(head.source.outcome(position))
+
+    def _expired(self) -> bool:
+        return self._deadline is not None and self._model.now >= self._deadline
+
+    def _wants_more(self) -> bool:
+        full = self._buffersize is not None and len(self._outstanding) >= self._buffersize
+        return bool(self._chunks) and not full and not self._expired()
+
+    def _submitted(self, source: Union[Piece, Foretold]) -> None:
+        self._outstanding.append(Chunk(len(self._chunks.popleft()), source))
+
+    def _submit_what_can_be(self) -> None:
+        model = self._model
+        try:
+            model.look()
+        except Foretold:
+            self._let_go()
+            raise
+        while self._wants_more() and model.now >= self._pause:
+            try:
+                held, self._held = self._held, False
+                outcome = model.attempt(self._handle, self._chunks[0], held=held)
+            except Foretold as raised:
+                if raised.passes:
+                    raise
+                self._submitted(Foretold(*raised.what))
+                continue
+            if outcome is None:
+                break
+            if isinstance(outcome, Piece):
+                self._submitted(outcome)
+            else:
+                self._pause = model.now + outcome
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._held:
+            self._held = False
+            self._model.put_back("own")
+
+    def _submit_and_wait(self) -> None:
+        if self._expired():
+            raise Foretold("Blocked")
+        try:
+            piece = self._model.launch_at(self._handle, self._chunks[0], 1, self._deadline)
+        except Foretold as raised:
+            if raised.passes or raised.what[0] in ("Blocked", "CallbackRaised"):
+                raise
+            self._submitted(Foretold(*raised.what))
+        else:
+            self._submitted(piece)
+
+    def _wait(self, head: Chunk) -> None:
+        model = self._model
+        until = self._deadline
+        more = self._wants_more()
+        paused = more and model.now < self._pause
+        if paused:
+            until = self._pause if until is None else min(until, self._pause)
+        held: list[bool] = []
+
+        def ready() -> bool:
+            if not head.ready and more and not paused and model.take():
+                held.append(True)
+            return head.ready or bool(held)
+
+        try:
+            there = model.wait_for(ready, until)
+        except Foretold:
+            model.put_back("own" if held else None)
+            raise
+        self._held = bool(held)
+        if not there and self._expired():
+            raise Foretold("Blocked")

@@ -1,0 +1,405 @@
+"""What the processes of a small tree do with their slots, one operation after the other.
+
+An operation is a function that runs the library's own code, over calls that are answered from what
+the kernel has answered before. At the first call that has no answer yet it is given up, with
+everything that it changed; once there is an answer it is run again from its beginning. So what a
+thread is at is what it remembered when its operation began, and the answers since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import types
+from collections.abc import Generator
+from typing import Any, Callable, Optional
+from unittest import mock
+
+from jobserver import kernel as kernel_room
+from jobserver import slots as slots_room
+from jobserver.kernel import OfdKernel
+from jobserver.protocols import Slot
+from jobserver.slots import SlotPool
+
+from .world import ALONE, GATE, READ, RECEIPTS, SHARED, WRITE
+
+IDENTITY = "pool"
+
+# What a thread is there for.
+ROOT, WORKER, HELPER, THREAD = "root", "worker", "helper", "thread"
+
+
+Request = tuple[Any, ...]
+
+
+class Suspend(BaseException):
+    """An operation has asked what has not been answered yet."""
+
+
+class Calls:
+    """Answers the calls of one operation."""
+
+    def __init__(self) -> None:
+        self.request: Optional[Request] = None
+        self._answers: tuple[Any, ...] = ()
+        self._position = 0
+
+    def start(self, answers: tuple[Any, ...]) -> None:
+        self.request = None
+        self._answers = answers
+        self._position = 0
+
+    def ask(self, *request: Any) -> Any:
+        # A `finally` asks again while what was suspended is given up.
+        if self.request is not None or self._position == len(self._answers):
+            self.request = self.request or request
+            raise Suspend
+        self._position += 1
+        return self._answers[self._position - 1]
+
+
+calls = Calls()
+
+
+class Memory:
+    """What a thread knows; frozen between its operations."""
+
+    def __init__(self, role: str, pool: SlotPool) -> None:
+        self.operation = "compute"
+        self.role = role
+        self.pool = pool
+        self.held: Any = None  # as `worker.held`
+        self.receipt = -1  # the descriptor that came with it
+        self.new: Optional[Slot] = None  # that it has taken and put nobody on yet
+        self.runs: list[list[Any]] = []  # the process and the slot of each worker
+        self.submissions = 0  # that it may still do
+        self.below: tuple[int, ...] = ()  # those of its workers, of theirs, and so on
+        self.audits = 0  # that it may still do, besides those that waiting makes
+        self.helpers = 0  # that it may still fork: processes that hold nothing
+        self.blind = False  # whether an answer may be all that is known of a worker's end
+
+
+def freeze(memory: Memory) -> Any:
+    seen: list[Slot] = []
+
+    def ice(item: Any) -> Any:
+        if isinstance(item, Slot):
+            for number, slot in enumerate(seen):
+                if slot is item:
+                    return ("again", number)
+            seen.append(item)
+            return ("slot", item.token, item.place, item.relief, item.receipt)
+        if isinstance(item, SlotPool):
+            variables = sorted(
+                (name, ice(value)) for name, value in vars(item).items() if name != "kernel"
+            )
+            return ("pool", tuple(variables))
+        if isinstance(item, list):
+            return ("list", tuple(ice(part) for part in item))
+        if isinstance(item, tuple):
+            return ("tuple", tuple(ice(part) for part in item))
+        assert item is None or isinstance(item, (int, str, bytes)), item
+        return item
+
+    return tuple((name, ice(value)) for name, value in vars(memory).items())
+
+
+def thaw(frozen: Any) -> Memory:
+    seen: list[Slot] = []
+
+    def water(item: Any) -> Any:
+        if not isinstance(item, tuple):
+            return item
+        kind, *rest = item
+        if kind == "again":
+            return seen[rest[0]]
+        if kind == "slot":
+            slot = Slot(*rest)
+            seen.append(slot)
+            return slot
+        if kind == "pool":
+            pool = SlotPool.__new__(SlotPool)
+            pool.kernel = OfdKernel(read=READ, write=WRITE, gate=GATE, receipts=RECEIPTS)
+            for name, value in rest[0]:
+                setattr(pool, name, water(value))
+            return pool
+        parts = [water(part) for part in rest[0]]
+        return parts if kind == "list" else tuple(parts)
+
+    memory = Memory.__new__(Memory)
+    for name, value in frozen:
+        setattr(memory, name, water(value))
+    return memory
+
+
+# The library's modules see these instead of the standard library's.
+
+
+def _lockf(fd: int, how: int, length: int) -> None:
+    assert length == 1, "one byte is modelled"
+    wanted = SHARED if how & fcntl.LOCK_SH else ALONE if how & fcntl.LOCK_EX else None
+    if not calls.ask("set_record_lock", fd, wanted):
+        raise BlockingIOError
+
+
+def _fcntl(fd: int, command: int, packed: bytes) -> bytes:
+    kind, _, start, length, _ = kernel_room._FLOCK.unpack(packed)
+    if command == fcntl.F_OFD_GETLK:
+        found = calls.ask("find", fd, start, start + length)
+        if found is None:
+            return kernel_room._FLOCK.pack(fcntl.F_UNLCK, 0, 0, 0, 0)
+        return kernel_room._FLOCK.pack(fcntl.F_RDLCK, 0, found, 1, 0)
+    assert command == fcntl.F_OFD_SETLK, "nothing else is modelled"
+    if kind == fcntl.F_RDLCK:
+        calls.ask("lock", fd, start)
+    else:
+        calls.ask("unlock", fd, start if length else None)
+    return packed
+
+
+def _read(fd: int, _: int) -> bytes:
+    if calls.ask("read", fd):
+        return b"+"
+    raise BlockingIOError
+
+
+class _Lock:
+    """Of threads: the one in the turnstile."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: ARG002
+        return bool(calls.ask("enter_turnstile"))
+
+    def release(self) -> None:
+        calls.ask("leave_turnstile")
+
+
+_os = types.SimpleNamespace(
+    O_RDWR=0,
+    O_CLOEXEC=0,
+    read=_read,
+    write=lambda _, data: calls.ask("write", len(data)),
+    close=lambda fd: calls.ask("close", fd),
+    pread=lambda *_: b"",
+    pwrite=lambda *_: None,
+)
+_fcntl_module = types.SimpleNamespace(
+    fcntl=_fcntl,
+    lockf=_lockf,
+    ioctl=lambda *_: calls.ask("waiting").to_bytes(4, "little"),
+    **{name: value for name, value in vars(fcntl).items() if name.isupper()},
+)
+_forks = types.SimpleNamespace(
+    open_file=lambda path, _: calls.ask("open", int(path.rpartition("/")[2])),
+    close=_os.close,
+    reset_in_children=lambda _: None,
+    behind=False,
+)
+_worker = types.SimpleNamespace(held=None)
+
+
+def _new_place(_: OfdKernel) -> int:
+    return int(calls.ask("new_place"))
+
+
+@contextlib.contextmanager
+def simulated() -> Generator[None, None, None]:
+    """Have the library's code ask `calls` instead of the kernel, within."""
+    turnstile: Any = kernel_room._Turnstile()
+    turnstile._lock = _Lock()
+    replaced: dict[str, Any] = {
+        "os": _os,
+        "fcntl": _fcntl_module,
+        "time": types.SimpleNamespace(sleep=lambda _: None),
+        "sys": types.SimpleNamespace(byteorder="little"),
+        "forks": _forks,
+        "worker": _worker,
+        "_turnstile": turnstile,
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.multiple(kernel_room, **replaced))
+        stack.enter_context(mock.patch.object(OfdKernel, "new_place", _new_place))
+        # More tries to enter the gate are more of the same.
+        stack.enter_context(mock.patch.object(slots_room, "_TRIES", 1))
+        yield
+
+
+# Operations.
+
+
+def begin(me: Memory) -> str:
+    """A forked child closes what is its parent's alone, before anything else."""
+    calls.ask("keep", me.receipt)
+    return "compute"
+
+
+def compute(me: Memory) -> str:
+    choices = ["end"]
+    choices += ["take"] * (me.submissions > 0)
+    choices += ["look"] * (me.audits > 0)
+    choices += ["help"] * (me.helpers > 0)
+    return choices[calls.ask("choose", len(choices))] if len(choices) > 1 else "end"
+
+
+def look(me: Memory) -> str:
+    me.audits -= 1
+    me.pool.audit()
+    return "compute"
+
+
+def help_(me: Memory) -> str:
+    """Fork a process that has nothing to do with slots, but is a copy of this one at first."""
+    me.helpers -= 1
+    calls.ask("fork", freeze(_child(me, HELPER)))
+    return "compute"
+
+
+def take(me: Memory) -> str:
+    """`submit` without a timeout: a free slot, or the own one, or what an audit finds."""
+    me.new = me.pool.take()
+    return "launch" if me.new is not None else "lend"
+
+
+def lend(me: Memory) -> str:
+    me.new = me.pool.lend()
+    return "launch" if me.new is not None else "audit"
+
+
+def audit(me: Memory) -> str:
+    me.pool.audit()
+    return "reclaim"
+
+
+def reclaim(me: Memory) -> str:
+    """While it waits for a slot, a process moves along what it has submitted."""
+    for run in me.runs:
+        if _has_returned(me, run):
+            me.runs.remove(run)
+            break
+    return "take"
+
+
+def launch(me: Memory) -> str:
+    slot, me.new = me.new, None
+    assert slot is not None, "it was taken or lent just now"
+    me.submissions -= 1
+    child = _child(me, WORKER)
+    child.held = me.pool.held(slot)
+    child.receipt = slot.receipt
+    if me.below:
+        child.submissions, *below = me.below
+        child.below = tuple(below)
+    me.runs.append([calls.ask("fork", freeze(child)), slot])
+    return "lent" if me.pool.is_lent(slot) else "compute"
+
+
+def lent(me: Memory) -> str:
+    """Blocked in `submit` until the work on the lent slot is over, or has a slot of its own."""
+    if _has_returned(me, me.runs[-1]):
+        me.runs.pop()
+        return "compute"
+    return "relieve"
+
+
+def relieve(me: Memory) -> str:
+    return "compute" if me.pool.relieve(me.runs[-1][1]) else "look while lent"
+
+
+def look_while_lent(me: Memory) -> str:
+    me.pool.audit()
+    return "lent"
+
+
+def end(me: Memory) -> str:
+    """Wait for whoever still works for it; then close, and exit."""
+    if me.runs:
+        if _has_returned(me, me.runs[0]):
+            me.runs.pop(0)
+        return "end"
+    return "exit" if me.role == THREAD else "close"
+
+
+def close(me: Memory) -> str:
+    me.pool.close()
+    return "exit"
+
+
+def exit_(me: Memory) -> str:  # noqa: ARG001
+    calls.ask("exit")
+    raise AssertionError("nobody answers")
+
+
+def _child(me: Memory, role: str) -> Memory:
+    child = thaw(freeze(me))
+    child.pool.after_fork()
+    child.operation = "begin"
+    child.role = role
+    child.held, child.receipt, child.new, child.runs = None, -1, None, []
+    child.submissions, child.below, child.audits, child.helpers = 0, (), 0, 0
+    return child
+
+
+def _has_returned(me: Memory, run: list[Any]) -> bool:
+    """Whether a worker has ended and its slot is back."""
+    pid, slot = run
+    if calls.ask("has_ended", pid):
+        return me.pool.give_back(slot)
+    return me.blind and calls.ask("has_answered", pid) and me.pool.give_back(slot, ended=False)
+
+
+OPERATIONS: dict[str, Callable[[Memory], str]] = {
+    "begin": begin,
+    "compute": compute,
+    "look": look,
+    "help": help_,
+    "take": take,
+    "lend": lend,
+    "audit": audit,
+    "reclaim": reclaim,
+    "launch": launch,
+    "lent": lent,
+    "relieve": relieve,
+    "look while lent": look_while_lent,
+    "end": end,
+    "close": close,
+    "exit": exit_,
+}
+
+
+def next_request(memory: Any, answers: tuple[Any, ...]) -> tuple[Optional[Request], Any]:
+    """What a thread asks next; or None, and what it remembers after its operation."""
+    me = thaw(memory)
+    calls.start(answers)
+    _worker.held = me.held
+    kernel_room._turnstile._inside = None  # where a thread was given up
+    kernel_room._turnstile._gates.clear()
+    try:
+        me.operation = OPERATIONS[me.operation](me)
+    except Suspend:
+        return calls.request, None
+    return None, freeze(me)
+
+
+def is_computing(memory: Any) -> bool:
+    """Whether who remembers this computes on a slot, or is about to, or has just done so."""
+    me = dict(memory)
+    if me["role"] != WORKER or me["operation"] in ("lent", "relieve", "look while lent"):
+        return False
+    if me["operation"] == "launch":
+        return bool(me["new"][1])  # a lent slot has no token
+    return not (me["blind"] and has_answered(memory))
+
+
+def has_answered(memory: Any) -> bool:
+    """Whether a worker has sent its result, and only goes on to end."""
+    return dict(memory)["operation"] in ("end", "close", "exit")
+
+
+def is_idle(memory: Any) -> bool:
+    """Whether who remembers this holds no slot."""
+    me = dict(memory)
+    return me["role"] != WORKER and me["new"] is None and me["runs"] == ("list", ())
+
+
+def is_newborn(memory: Any) -> bool:
+    """Whether it still has copies of whatever its parent had."""
+    return bool(dict(memory)["operation"] == "begin")

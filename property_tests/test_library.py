@@ -1,0 +1,17 @@
+"""Tier 2: the whole library over doubles, beside a model that foretells what comes of it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+TIMES = 60  # as many examples as a machine of real processes has
+
+
+def test_any_program(machines: ModuleType) -> None:
+    current = settings(stateful_step_count=50)
+    run_state_machine_as_test(
+        machines.Library, settings=settings(current, max_examples=TIMES * current.max_examples)
+    )

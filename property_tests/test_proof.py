@@ -1,0 +1,148 @@
+"""Small trees, explored whole, and the traps that the exploration must find.
+
+`./ci proof` explores larger trees: see `proof`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Optional
+from unittest import mock
+
+import pytest
+
+from jobserver import kernel
+from jobserver.kernel import OfdKernel
+from jobserver.protocols import Slot
+from jobserver.slots import SlotPool
+
+from .proof import explore as exploration
+from .proof.explore import Member, Tree, Violated, explore
+from .proof.world import RECEIPTS_FILE
+
+THREE = Tree("three submissions", 2, (Member(3),))
+NESTED = Tree("nested", 1, (Member(2, below=(1,)),))
+CHAIN = Tree("lent on", 1, (Member(1, below=(1, 1)),))
+AUDITED = Tree("an audit at any time", 1, (Member(2), Member(audits=1)))
+BLIND = Tree("ends that are not told", 1, (Member(2, blind=True), Member(audits=1)))
+HELPED = Tree("a fork at any time", 1, (Member(2, helpers=1),), kills=0)
+THREADS = Tree("two threads", 1, (Member(2, threads=(Member(audits=1),)),))
+TREES = (
+    THREE,
+    NESTED,
+    CHAIN,
+    AUDITED,
+    BLIND,
+    HELPED,
+    THREADS,
+    Tree("deaths that take two steps", 1, (Member(2), Member(audits=1)), slow=True),
+    Tree("two handles", 1, (Member(1), Member(1))),
+    Tree("a fork at any time, and kills", 2, (Member(1, helpers=1),)),
+    Tree("two threads with work", 1, (Member(1, threads=(Member(1),)),)),
+)
+
+
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.name)
+def test_no_slot_is_lost_or_doubled(tree: Tree) -> None:
+    reach = explore(tree)
+    print(reach)
+    assert reach.most == min(tree.slots, sum(member.submissions for member in tree.members))
+    assert reach.idle
+    assert reach.endings
+
+
+# The traps: each was stepped into, or nearly. What they replace is the library's.
+
+
+def enter_freely(_: OfdKernel, how: int) -> bool:  # noqa: ARG001
+    return True
+
+
+def leave_freely(_: OfdKernel) -> None:
+    pass
+
+
+def take_byte_first(pool: SlotPool) -> Optional[Slot]:
+    """Not in the gate, and the byte before the receipt."""
+    token = pool.kernel.read()
+    if not token:
+        return None
+    receipt, place = pool._open(), pool.kernel.new_place()
+    pool.kernel.lock(receipt, place)
+    return Slot(token, place, None, receipt)
+
+
+def release_by_closing(pool: SlotPool, slot: Slot, ended: bool) -> None:  # noqa: ARG001
+    """Leave the lock to the kernel, which lets go of it when the last copy is closed."""
+    receipt, slot.receipt = slot.receipt, -1
+    if receipt == pool._kept:
+        pool._kept = -1
+    pool.kernel.close(receipt)
+
+
+def return_lent_at_once(pool: SlotPool, slot: Slot, ended: bool) -> bool:
+    """Go on when who was lent the slot has ended, whoever that one had lent it to."""
+    if slot.receipt >= 0:
+        pool._release(slot, ended)
+    pool._lent = None
+    return True
+
+
+def give_back_at_once(pool: SlotPool, slot: Slot, *, ended: bool = True) -> bool:
+    """Write the byte, whoever the worker had lent the slot to."""
+    if slot is pool._lent:
+        return pool._return_lent(slot, ended)
+    if pool._enter(pool.kernel.share):
+        pool.kernel.write(slot.token)
+        pool._release(slot, ended)
+        pool.kernel.leave()
+    else:
+        pool._release(slot, ended)
+    return True
+
+
+def pass_turnstile(_: object) -> bool:
+    return True
+
+
+def leave_turnstile(_: object) -> None:
+    pass
+
+
+TRAPS: dict[str, tuple[Tree, list[tuple[Any, str, object]]]] = {
+    "the gate's file is the receipts'": (BLIND, [(exploration, "GATE_FILE", RECEIPTS_FILE)]),
+    "no gate": (
+        AUDITED,
+        [(OfdKernel, "_enter", enter_freely), (OfdKernel, "leave", leave_freely)],
+    ),
+    "audits share the gate": (AUDITED, [(OfdKernel, "exclude", OfdKernel.share)]),
+    "byte before receipt, not in the gate": (AUDITED, [(SlotPool, "take", take_byte_first)]),
+    "no unlock before closing": (HELPED, [(SlotPool, "_release", release_by_closing)]),
+    "nothing keeps threads apart": (
+        THREADS,
+        [
+            (kernel._Turnstile, "enter", pass_turnstile),
+            (kernel._Turnstile, "leave", leave_turnstile),
+        ],
+    ),
+    "a lender goes on too early": (CHAIN, [(SlotPool, "_return_lent", return_lent_at_once)]),
+    "a lent slot is given back": (NESTED, [(SlotPool, "give_back", give_back_at_once)]),
+}
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_each_trap_is_found(name: str) -> None:
+    tree, replacements = TRAPS[name]
+    with contextlib.ExitStack() as stack:
+        for replaced in replacements:
+            stack.enter_context(mock.patch.object(*replaced))
+        with pytest.raises(Violated) as caught:
+            explore(tree)
+    print(caught.value)
+
+
+def test_a_process_that_never_ends_is_found() -> None:
+    """A pool without receipts: what the dead held is never found, and who waits for it waits."""
+    with mock.patch.object(OfdKernel, "keeps_receipts", False):
+        with pytest.raises(Violated):
+            explore(THREE)

@@ -1,0 +1,32 @@
+"""Tier 1: the accounting of slots, of the pool and of its double, against a model that predicts."""
+
+from __future__ import annotations
+
+import importlib
+import select
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+
+@pytest.mark.parametrize("source", ["pool", "double"])
+def test_any_use(source: str, subject: ModuleType, machines: Any) -> None:
+    pool = importlib.import_module(f"{subject.__name__}.slots").SlotPool
+
+    class Pool(machines.Slots):  # type: ignore[misc]  # of whichever subject
+        def make(self, count: int, inside: bool) -> object:
+            # This process runs on no slot: one is taken in the place of its own.
+            made = pool.create(count)
+            self.lends = False
+            if inside:
+                self.out.append(made.take())
+            return made
+
+        def readable(self) -> bool:
+            return bool(select.select([self.slots.fileno()], [], [], 0)[0])
+
+    machine = machines.Slots if source == "double" else Pool
+    run_state_machine_as_test(machine, settings=settings(stateful_step_count=50))

@@ -1,0 +1,469 @@
+"""The scheme of the slots, step by step, within one process: pools that stand for several.
+
+A pool that `dies` does what the kernel does when a process is killed: its descriptors are closed,
+and nothing else happens.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Optional
+
+import pytest
+
+from jobserver import forks, kernel, worker
+from jobserver.protocols import Slot
+from jobserver.slots import DEPTHS, PLACES, SlotPool
+
+SLOTS = 3
+
+
+class Member:
+    """A process of the tree: its view of the slots, and the receipt of the work that it runs."""
+
+    def __init__(
+        self, of: kernel.Kernels, slot: Optional[Slot] = None, lender: Optional[Member] = None
+    ) -> None:
+        self.kernel = kernel.arrive([os.dup(fd) for fd in of.descriptors], of.directory)
+        self.opened: set[int] = set()
+        self._open, self._close = self.kernel.open, self.kernel.close
+        self.kernel.open = self.note_open  # type: ignore[method-assign]
+        self.kernel.close = self.note_close  # type: ignore[method-assign]
+        self.slots = SlotPool("test", SLOTS, self.kernel)
+        self.receipt: Optional[int] = None
+        self.held: Optional[worker.Held] = None
+        if slot is not None and lender is not None:
+            self.receipt = os.dup(slot.receipt)
+            self.held = lender.slots.held(slot)
+
+    def note_open(self) -> int:
+        receipt = self._open()
+        self.opened.add(receipt)
+        return receipt
+
+    def note_close(self, receipt: int) -> None:
+        self.opened.discard(receipt)
+        self._close(receipt)
+
+    def lend(self) -> Optional[Slot]:
+        worker.held = self.held
+        try:
+            return self.slots.lend()
+        finally:
+            worker.held = None
+
+    def die(self) -> None:
+        """Be killed."""
+        for fd in self.opened:
+            forks.close(fd)
+        for fd in self.kernel.descriptors:
+            os.close(fd)
+        if self.receipt is not None:
+            os.close(self.receipt)
+
+
+class Tree:
+    def __init__(self) -> None:
+        self.kernel = kernel.create()
+        self.kernel.write(b"+" * SLOTS)
+        self.members: list[Member] = []
+
+    def member(self, slot: Optional[Slot] = None, lender: Optional[Member] = None) -> Member:
+        member = Member(self.kernel, slot, lender)
+        self.members.append(member)
+        return member
+
+    def kill(self, member: Member) -> None:
+        self.members.remove(member)
+        member.die()
+
+    def free(self) -> int:
+        return self.kernel.waiting()
+
+
+@pytest.fixture(params=["ofd", "flock"])
+def tree(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
+    if request.param == "flock":
+        monkeypatch.setattr(kernel, "HAS_OFD", False)
+    tree = Tree()
+    kind = kernel.FlockKernel if request.param == "flock" else kernel.OfdKernel
+    if not isinstance(tree.kernel, kind):
+        tree.kernel.shut()
+        pytest.skip(f"this platform has no {kind.__name__}")
+    yield tree
+    for member in list(tree.members):
+        tree.kill(member)
+    assert tree.kernel.find(0, PLACES) is None
+    tree.kernel.shut()
+    assert not os.path.exists(tree.kernel.directory)
+
+
+def some(slot: Optional[Slot]) -> Slot:
+    assert slot is not None
+    return slot
+
+
+def test_places_are_where_blocks_begin(tree: Tree) -> None:
+    places = {tree.kernel.new_place() for _ in range(1000)}
+    assert len(places) == 1000
+    assert all(place % DEPTHS == 0 and 0 <= place < PLACES for place in places)
+
+
+def test_taken_and_given_back(tree: Tree) -> None:
+    root = tree.member()
+    slots = [some(root.slots.take()) for _ in range(SLOTS)]
+    assert root.slots.take() is None
+    assert root.slots.audit() == 0
+    for number, slot in enumerate(slots, 1):
+        assert root.slots.give_back(slot)
+        assert tree.free() == number
+        assert root.slots.audit() == 0
+
+
+def test_a_token_goes_back_as_it_came(tree: Tree) -> None:
+    root = tree.member()
+    for _ in range(SLOTS):
+        assert tree.kernel.read() == b"+"
+    tree.kernel.write(b"!")
+    root.slots.give_back(some(root.slots.take()))
+    assert tree.kernel.read() == b"!"
+
+
+def test_what_the_dead_held_is_recovered_once(tree: Tree) -> None:
+    dead, living = tree.member(), tree.member()
+    for _ in range(2):
+        some(dead.slots.take())
+    kept = some(living.slots.take())
+    tree.kill(dead)
+    assert tree.free() == 0
+    assert living.slots.audit() == 2
+    assert living.slots.audit() == 0
+    assert living.slots.give_back(kept)
+    assert tree.free() == SLOTS
+    assert living.slots.recovered == 2
+    assert tree.member().slots.recovered == 2
+
+
+def test_a_slot_is_in_use_while_its_worker_lives(tree: Tree) -> None:
+    """The submitter was killed: the slot comes free when the worker ends."""
+    submitter, other = tree.member(), tree.member()
+    worker_ = tree.member(some(submitter.slots.take()), submitter)
+    tree.kill(submitter)
+    assert other.slots.audit() == 0
+    assert tree.free() == SLOTS - 1
+    tree.kill(worker_)
+    assert other.slots.audit() == 1
+
+
+def test_a_stray_copy_of_a_receipt_does_not_keep_it(tree: Tree) -> None:
+    """A child that was just being forked, say."""
+    root = tree.member()
+    slot = some(root.slots.take())
+    stray = os.dup(slot.receipt)
+    assert root.slots.give_back(slot)
+    assert tree.free() == SLOTS
+    assert root.slots.audit() == 0
+    os.close(stray)
+
+
+def test_a_worker_that_nobody_can_tell_of_keeps_its_slot(tree: Tree) -> None:
+    root = tree.member()
+    slot = some(root.slots.take())
+    unknown = tree.member(slot, root)
+    assert root.slots.give_back(slot, ended=False)
+    assert tree.free() == SLOTS - 1
+    assert root.slots.audit() == 0
+    tree.kill(unknown)
+    assert root.slots.audit() == 1
+    slot = some(root.slots.take())
+    gone = tree.member(slot, root)
+    tree.kill(gone)
+    assert root.slots.give_back(slot, ended=False)
+    assert tree.free() == SLOTS
+
+
+def test_too_many_bytes_are_drained(tree: Tree) -> None:
+    root = tree.member()
+    kept = some(root.slots.take())
+    tree.kernel.write(b"++")
+    assert root.slots.audit() == 0
+    assert tree.free() == SLOTS - 1
+    root.slots.give_back(kept)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_nobody_waits_for_the_gate(tree: Tree, alone: bool) -> None:
+    """As if a process were stopped within: the others come back later, or leave it to an audit."""
+    root = tree.member()
+    slot = some(root.slots.take())
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        # POSIX locks are of a process, so it takes one.
+        entered = tree.kernel.exclude() if alone else tree.kernel.share()
+        os.write(write, b"." if entered else b"!")
+        signal.pause()
+    os.close(write)
+    try:
+        assert os.read(read, 1) == b"."
+        assert root.slots.audit() == 0
+        assert root.slots.hindered
+        other = root.slots.take()
+        assert (other is None) is alone
+        assert root.slots.hindered is alone
+        assert root.slots.give_back(slot)
+        assert tree.free() == SLOTS - 1  # one is taken, or else one was not written
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(read)
+    assert root.slots.audit() == (1 if alone else 0)
+    if other is not None:
+        root.slots.give_back(other)
+    assert tree.free() == SLOTS
+
+
+def test_threads_exclude_each_other(tree: Tree) -> None:
+    """Which the locks of a process do not see to."""
+    root, other = tree.member(), tree.member()
+    slot = some(root.slots.take())
+    in_thread: list[object] = []
+    assert root.kernel.share()
+    try:
+        thread = threading.Thread(target=lambda: in_thread.append(other.kernel.exclude()))
+        thread.start()
+        thread.join()
+        assert in_thread == [False]
+        assert not other.kernel.exclude()
+    finally:
+        root.kernel.leave()
+    assert root.slots.give_back(slot)
+
+
+def test_a_gate_stays_shut_when_another_handle_of_it_is_closed(tree: Tree) -> None:
+    """Closing any descriptor of a file drops the locks that the process has on it."""
+    root, other = tree.member(), tree.member()
+    tree.members.remove(other)
+    assert root.kernel.share()
+    before = len(os.listdir("/proc/self/fd"))
+    other.kernel.shut()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(not tree.kernel.exclude())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    root.kernel.leave()
+    assert len(os.listdir("/proc/self/fd")) == before - len(root.kernel.descriptors)
+
+
+def test_a_finalizer_amid_a_step_does_not_wait_for_it(tree: Tree) -> None:
+    root, other = tree.member(), tree.member()
+    slots = [some(root.slots.take()), some(other.slots.take())]
+    assert root.kernel.share()
+    assert other.slots.give_back(slots.pop())
+    assert other.slots.take() is None
+    assert other.slots.hindered
+    root.kernel.leave()
+    assert root.slots.audit() == 1
+    assert root.slots.give_back(slots.pop())
+
+
+def lent(tree: Tree, lender: Member) -> tuple[Slot, Member]:
+    slot = some(lender.lend())
+    assert lender.slots.is_lent(slot)
+    return slot, tree.member(slot, lender)
+
+
+def test_lent_it_is_still_one_slot(tree: Tree) -> None:
+    root = tree.member()
+    first_slot = some(root.slots.take())
+    assert root.lend() is None
+    first = tree.member(first_slot, root)
+    second_slot, second = lent(tree, first)
+    assert first.lend() is None
+    third_slot, third = lent(tree, second)
+    assert root.slots.audit() == 0
+    assert tree.free() == SLOTS - 1
+    tree.kill(third)
+    assert second.slots.give_back(third_slot)
+    tree.kill(second)
+    assert first.slots.give_back(second_slot)
+    assert some(first.lend()).place % DEPTHS == 1
+    tree.kill(first)
+    assert root.slots.give_back(first_slot)
+    assert tree.free() == SLOTS
+    assert root.slots.audit() == 0
+
+
+def test_the_slot_of_a_killed_lender_is_its_borrowers(tree: Tree) -> None:
+    root = tree.member()
+    slot = some(root.slots.take())
+    lender = tree.member(slot, root)
+    _, borrower = lent(tree, lender)
+    tree.kill(lender)
+    assert root.slots.give_back(slot)
+    assert tree.free() == SLOTS - 1
+    assert root.slots.audit() == 0
+    tree.kill(borrower)
+    assert root.slots.audit() == 1
+
+
+def test_the_middle_of_a_chain_is_killed(tree: Tree) -> None:
+    """Whoever it lent the slot to computes; so the one it had the slot from must not yet."""
+    root = tree.member()
+    first = tree.member(some(root.slots.take()), root)
+    slot, middle = lent(tree, first)
+    _, last = lent(tree, middle)
+    tree.kill(middle)
+    assert first.slots.give_back(slot) is False
+    assert first.slots.is_lent(slot)
+    assert first.slots.relieve(slot) is False
+    assert first.slots.hindered
+    assert first.lend() is None
+    assert first.slots.give_back(slot) is False
+    assert root.slots.audit() == 0
+    tree.kill(last)
+    assert first.slots.give_back(slot)
+    assert some(first.lend()).place % DEPTHS == 1
+
+
+def test_relieved_it_is_two_slots(tree: Tree) -> None:
+    root = tree.member()
+    first_slot = some(root.slots.take())
+    first = tree.member(first_slot, root)
+    slot, second = lent(tree, first)
+    others = [some(root.slots.take()) for _ in range(SLOTS - 1)]
+    assert first.slots.relieve(slot) is False
+    assert not first.slots.hindered
+    root.slots.give_back(others.pop())
+    assert first.slots.relieve(slot)
+    assert not first.slots.is_lent(slot)
+    assert tree.free() == 0
+    assert root.slots.audit() == 0
+    tree.kill(second)
+    assert first.slots.give_back(slot)
+    assert tree.free() == 1
+    tree.kill(first)
+    assert root.slots.give_back(first_slot)
+    assert root.slots.give_back(others.pop())
+    assert tree.free() == SLOTS
+    assert root.slots.audit() == 0
+
+
+@pytest.mark.parametrize("first_dead", ["lender", "borrower"])
+def test_killed_once_relieved(tree: Tree, first_dead: str) -> None:
+    root = tree.member()
+    root_slot = some(root.slots.take())
+    lender = tree.member(root_slot, root)
+    slot, borrower = lent(tree, lender)
+    assert lender.slots.relieve(slot)
+    assert tree.free() == SLOTS - 2
+    if first_dead == "lender":
+        tree.kill(lender)
+        assert root.slots.give_back(root_slot)
+        assert root.slots.audit() == 0
+        assert tree.free() == SLOTS - 1
+        tree.kill(borrower)
+        assert root.slots.audit() == 1
+    else:
+        tree.kill(borrower)
+        assert lender.slots.give_back(slot)
+        assert tree.free() == SLOTS - 1
+        tree.kill(lender)
+        assert root.slots.give_back(root_slot)
+        assert root.slots.audit() == 0
+
+
+def test_only_the_deepest_of_a_chain_is_relieved(tree: Tree) -> None:
+    """What had been lent on would stay behind: two on one slot, should the middle be killed."""
+    root = tree.member()
+    first = tree.member(some(root.slots.take()), root)
+    slot, second = lent(tree, first)
+    deeper, third = lent(tree, second)
+    assert first.slots.relieve(slot) is False
+    assert first.slots.hindered
+    assert second.slots.relieve(deeper)
+    assert first.slots.relieve(slot)
+    assert tree.free() == 0
+    assert root.slots.audit() == 0
+    for member in (second, third):
+        tree.kill(member)
+    assert first.slots.give_back(slot)
+    assert root.slots.audit() == 1
+    assert tree.free() == SLOTS - 1
+
+
+def test_who_was_relieved_lends_what_it_now_has(tree: Tree) -> None:
+    """So that the slot is not free while somebody computes on it, when the lender ends."""
+    root = tree.member()
+    first = tree.member(some(root.slots.take()), root)
+    slot, second = lent(tree, first)
+    assert first.slots.relieve(slot)
+    deeper, third = lent(tree, second)
+    assert deeper.place == slot.place + 1
+    tree.kill(second)
+    assert first.slots.give_back(slot)
+    assert root.slots.audit() == 0
+    assert tree.free() == SLOTS - 2
+    tree.kill(third)
+    assert root.slots.audit() == 1
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", ["lock", "unlock"])
+def test_killed_while_it_relieves(tree: Tree, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree.member()
+    root_slot = some(root.slots.take())
+    lender = tree.member(root_slot, root)
+    slot, borrower = lent(tree, lender)
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    monkeypatch.setattr(lender.kernel, step, killed)
+    with pytest.raises(KilledError):
+        lender.slots.relieve(slot)
+    monkeypatch.undo()
+    tree.kill(lender)
+    assert root.slots.give_back(root_slot)
+    root.slots.audit()
+    # Until the borrower ends, it may have two; there are never too many.
+    assert tree.free() in (SLOTS - 1, SLOTS - 2)
+    assert root.slots.audit() == 0
+    tree.kill(borrower)
+    root.slots.audit()
+    assert tree.free() == SLOTS
+
+
+def test_a_new_member_opens_nothing_before_it_needs_it(tree: Tree) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    root = tree.member()
+    assert len(os.listdir("/proc/self/fd")) == before + len(root.kernel.descriptors)
+
+
+def test_one_description_is_kept_for_the_next_slot(tree: Tree) -> None:
+    root = tree.member()
+    first = -1
+    for _ in range(3):
+        held = [some(root.slots.take()) for _ in range(SLOTS)]
+        first = held[0].receipt
+        while held:
+            root.slots.give_back(held.pop())
+        assert root.opened == {first}
+    slot = some(root.slots.take())
+    assert slot.receipt == first
+    root.slots.give_back(slot, ended=False)
+    assert root.opened == set()
+
+
+def test_the_bytes_of_the_gate_count(tree: Tree) -> None:
+    for number in range(1, 4):
+        assert tree.kernel.read()
+        root = tree.member()
+        assert root.slots.audit() == 1
+        assert root.slots.recovered == number
