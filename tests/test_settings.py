@@ -551,6 +551,7 @@ def test_sleep_that_answers_anything_else_is_an_error(
     answer: Any, consume: int, tmp_path: Path
 ) -> None:
     js = Jobserver("fork", 1)
+    assert js(add, 1, 2).result(PATIENCE) == 3  # what is opened once and kept is open by now
     before = sorted(os.listdir("/proc/self/fd"))
     mark = tmp_path / "mark"
     with pytest.raises(ValueError, match="sleep") as caught:

@@ -268,8 +268,10 @@ def lose_the_forker(directory: str) -> None:
 def recover_without_ofd_locks(method: str, directory: str) -> None:
     """A program on a platform that has flock(2), but no locks of open file descriptions."""
     setattr(kernel, "HAS_OFD", False)  # noqa: B010 - a constant, but for this program
-    tempfile.tempdir = f"{directory}/tmp"
-    os.mkdir(tempfile.tempdir)
+    # Not below `directory`, which may be deep: a forkserver's socket is in there as well, and its
+    # path can have no more than 107 bytes (unix(7)).
+    private = tempfile.TemporaryDirectory()
+    tempfile.tempdir = private.name
     slots = 3
     census = Census(Path(directory) / "census", slots)
     marks = [f"{directory}/mark{number}" for number in range(slots)]
@@ -285,4 +287,5 @@ def recover_without_ofd_locks(method: str, directory: str) -> None:
         check_slots(js, slots, Path(directory) / "slots")
         assert f"recovered={slots - 1}" in repr(js)
     census.check()
-    assert not [name for name in os.listdir(tempfile.tempdir) if name.startswith("jobserver")]
+    assert not [name for name in os.listdir(private.name) if name.startswith("jobserver")]
+    private.cleanup()
