@@ -117,6 +117,9 @@ def _helpers_started() -> None:
         from multiprocessing import forkserver
 
         forkserver.ensure_running()
+    # Every test collects garbage twice; what is there by now is none, and need not be looked at.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
