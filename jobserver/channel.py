@@ -15,6 +15,7 @@ class PipeChannel:
     """A pipe from one worker that carries one frame."""
 
     def __init__(self) -> None:
+        self.reply: int
         self._fd, self.reply = forks.pipe()
         os.set_blocking(self._fd, False)  # this end's description is nobody else's
         self._header = bytearray(wire.HEADER.size)

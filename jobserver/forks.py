@@ -30,7 +30,7 @@ class ForkAware(Protocol):
 
 _private: set[int] = set()
 _aware: weakref.WeakSet[ForkAware] = weakref.WeakSet()
-behind = False  # whether `_aware` are still as the parent had them
+behind: bool = False  # whether `_aware` are still as the parent had them
 _collects = False  # whether garbage was collected before the fork
 _thread = threading.local()
 

@@ -65,7 +65,7 @@ class SlotPool:
         self.identity = identity
         self.count = count
         self.kernel = kernel
-        self.hindered = False
+        self.hindered: bool = False
         self._lent: Optional[Slot] = None
         # The description opened first is kept for the next slot: opening one takes longest.
         self._kept = -1

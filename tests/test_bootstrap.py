@@ -28,7 +28,7 @@ def sight() -> dict[str, object]:
         "name": me.name,
         "daemon": me.daemon,
         "authkey": bytes(me.authkey),
-        "depth": len(me._identity),  # type: ignore[attr-defined]  # not in typeshed
+        "depth": len(me._identity),
         "its pid": me.pid == os.getpid(),
         "alive": me.is_alive(),
         "exitcode": me.exitcode,
@@ -65,7 +65,7 @@ def test_it_is_what_multiprocessing_shows(method: str) -> None:
 
 
 def its_identity() -> tuple[int, ...]:
-    found: tuple[int, ...] = multiprocessing.current_process()._identity  # type: ignore[attr-defined]
+    found: tuple[int, ...] = multiprocessing.current_process()._identity
     return found
 
 
@@ -103,7 +103,7 @@ def test_nested_work_is_another_process() -> None:
     assert js(lambda: rename_and_nest(js)).result(PATIENCE) == ("Jobserver-worker", False)
 
 
-class OwnProcess(multiprocessing.get_context("fork").Process):  # type: ignore[name-defined,misc]
+class OwnProcess(multiprocessing.get_context("fork").Process):  # type: ignore[misc]
     def run(self) -> None:
         os.environ["JOBSERVER_TEST"] = "run"
         super().run()

@@ -125,9 +125,9 @@ class Chaos:
     ) -> None:
         self.method = method
         self.seconds = seconds
-        self.seed = secrets.token_hex(4) if seed is None else seed
+        self.seed: str = secrets.token_hex(4) if seed is None else seed
         self.slots = slots
-        self.tally = Tally()
+        self.tally: Tally = Tally()
 
     def run(self) -> int:
         """Print what comes of it; the exit status."""

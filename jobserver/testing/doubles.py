@@ -87,8 +87,8 @@ class Fate:
     """What becomes of one worker as time goes by. Pure: it knows no world; models use it, too."""
 
     def __init__(self, scripts: Sequence[Script], start: float) -> None:
-        self.answer = 0  # parts of the answer that are in the channel
-        self.closed = False  # the channel, on the worker's side
+        self.answer: int = 0  # parts of the answer that are in the channel
+        self.closed: bool = False  # the channel, on the worker's side
         self.exitcode: Optional[int] = None  # None while it lives
         self._killed = any(script.ending == "killed" for script in scripts)
         self._status = EXIT_STATUS if any(script.ending == "exit" for script in scripts) else 0
@@ -154,7 +154,7 @@ class World:
     """Time, descriptors and workers, as one process meets them."""
 
     def __init__(self) -> None:
-        self.now = 0.0  # seconds
+        self.now: float = 0.0  # seconds
         self.workers: list[ScriptedWorker] = []  # all that were ever launched
         self.breaches: list[str] = []
         self.descriptors: dict[int, str] = {}  # those that are open, and what they are
@@ -256,13 +256,13 @@ class VirtualSlots:
     """`protocols.SlotSource`: a number of slots, of which strangers may take some."""
 
     def __init__(self, world: World, count: int, *, inside: bool = False) -> None:
-        self.identity = f"virtual {next(_identities)}"
+        self.identity: str = f"virtual {next(_identities)}"
         self.count = count
-        self.free = count - inside
+        self.free: int = count - inside
         self.hindered = False
         self.recovers = False  # in this world, nobody dies who holds a slot that is not given back
         self.recovered = 0
-        self.closed = False
+        self.closed: bool = False
         self._world = world
         self._inside = inside
         self._lent: Optional[Slot] = None
@@ -385,7 +385,7 @@ class ScriptedChannel:
     def __init__(self, world: World) -> None:
         self.fate: Optional[Fate] = None  # of the worker, once there is one
         self.frame: Optional[wire.Frame] = None  # what it will answer, if it lives to
-        self.reply = world.open("the worker's end of a channel", lambda: False)
+        self.reply: int = world.open("the worker's end of a channel", lambda: False)
         self._world = world
         self._reply_closed = False
         self._seen = 0  # parts of the answer
@@ -426,7 +426,7 @@ class ScriptedWorker:
     exitcode: Optional[int] = None
 
     def __init__(self, world: World, task: Task, fate: Fate) -> None:
-        self.pid = FIRST_PID + len(world.workers)
+        self.pid: int = FIRST_PID + len(world.workers)
         self.task = task
         self.fate = fate
         self._world = world

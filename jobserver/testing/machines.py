@@ -24,7 +24,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Callable, ClassVar, Optional
+from typing import TYPE_CHECKING, Callable, ClassVar, Optional, TypeVar
 
 import attrs
 from hypothesis import currently_in_test_context, target
@@ -41,15 +41,24 @@ from hypothesis.stateful import (
     rule,
 )
 
-from ..engine import advance_orphans
+from ..engine import Engine, advance_orphans
 from ..errors import Blocked, CallbackRaised, LostResult
 from ..future import Future
 from ..lifecycle import Effect, Event, IllegalEvent, State, step
 from ..protocols import Slot, SlotSource, Task
+from ..resources import Resources
+from ..run import Group
 from ..server import Jobserver, share
 from . import model as m
 from .doubles import ENDINGS, PLACES, Deadlock, Place, Script, VirtualSlots, World, handle, perform
 from .model import DEEDS, Callback, Gate
+
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
+
+R = TypeVar("R")
 
 __all__ = ("Callback", "Gate", "Library", "Life", "Script", "Slots", "tally")
 
@@ -64,9 +73,11 @@ class Life(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state = State.RUNNING
+        self.state: State = State.RUNNING
         # The model: three facts, each of which becomes true once, in this order.
-        self.settled = self.reaped = self.returned = False
+        self.settled: bool = False
+        self.reaped: bool = False
+        self.returned: bool = False
 
     @rule(event=st.sampled_from(Event))
     def happen(self, event: Event) -> None:
@@ -130,15 +141,15 @@ class Slots(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.uses = 0
+        self.uses: int = 0
         self.lends = True  # what this process runs on
         self.out: list[Slot] = []
         self.lent: Optional[Slot] = None
-        self.closed = False
+        self.closed: bool = False
 
     def make(self, count: int, inside: bool) -> SlotSource:
         """A new source; `inside`: this process runs on one of its slots."""
-        self.world = World()
+        self.world: World = World()
         return VirtualSlots(self.world, count, inside=inside)
 
     def readable(self) -> bool:
@@ -147,9 +158,9 @@ class Slots(RuleBasedStateMachine):
 
     @initialize(count=st.integers(1, 4), inside=st.sampled_from((True, False)))
     def begin(self, count: int, inside: bool) -> None:
-        self.slots = self.make(count, inside)
-        self.free = count - inside
-        self.lendable = inside and self.lends
+        self.slots: SlotSource = self.make(count, inside)
+        self.free: int = count - inside
+        self.lendable: bool = inside and self.lends
         assert self.slots.count == count
 
     def tell(self, rule: str, outcome: object) -> None:
@@ -239,7 +250,9 @@ class Results:
         self.told = told
 
 
-with_handles = precondition(lambda self: self.has_handles)
+def with_handles(function: Callable[P, R]) -> Callable[P, R]:
+    """A rule that needs a handle."""
+    return precondition(lambda self: self.has_handles)(function)
 
 
 def mark(name: str) -> None:
@@ -293,32 +306,33 @@ class Library(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World()
+        self.world: World = World()
         self.log: list[m.Outcome] = []
         self.every_handle: list[Handle] = []
         self.every_map: list[Results] = []
         self.held: dict[int, Held] = {}  # the Futures that are kept, by number
-        self.values = itertools.count()
-        self.threads = threading.active_count()
-        self.step = "begin"  # the rule that was run last
-        self.failed = False
-        self.has_handles = True
+        self.values: itertools.count[int] = itertools.count()
+        self.threads: int = threading.active_count()
+        self.step: str = "begin"  # the rule that was run last
+        self.failed: bool = False
+        self.has_handles: bool = True
         self.reached: set[tuple[str, object]] = set()
         self._warnings = warnings.catch_warnings(record=True)
-        self.caught = self._warnings.__enter__()
+        self.caught: list[warnings.WarningMessage] = self._warnings.__enter__()
         warnings.simplefilter("always")
 
     @initialize(target=handles, slots=st.integers(1, 3), inside=st.booleans())
     def begin(self, slots: int, inside: bool) -> Handle:
-        self.model = m.Model(slots, inside=inside)
+        self.model: m.Model = m.Model(slots, inside=inside)
         return self._begin(slots, inside)
 
     def _begin(self, slots: int, inside: bool) -> Handle:
-        self.slots = VirtualSlots(self.world, slots, inside=inside)
-        self.root = Handle(handle(self.world, self.slots), m.Handle(0))
+        self.slots: VirtualSlots = VirtualSlots(self.world, slots, inside=inside)
+        self.root: Handle = Handle(handle(self.world, self.slots), m.Handle(0))
         resources, _ = share(self.root.jobserver)
-        self.resources = weakref.ref(resources)
-        self.engine, self.group = resources.engine, resources.group
+        self.resources: weakref.ReferenceType[Resources] = weakref.ref(resources)
+        self.engine: Engine = resources.engine
+        self.group: Group = resources.group
         self.every_handle.append(self.root)
         return self.root
 

@@ -99,8 +99,8 @@ class Piece:
     ) -> None:
         self.number = number
         self.calls = calls
-        self.scripts = performed(calls)
-        self.fate = Fate(self.scripts, start)
+        self.scripts: list[Script] = performed(calls)
+        self.fate: Fate = Fate(self.scripts, start)
         self.handle = handle
         self.slot: Optional[Literal["own", "lent"]] = None
         self.seen = 0  # parts of its answer
@@ -151,15 +151,15 @@ class Model:
     """One process with one family of handles."""
 
     def __init__(self, slots: int, *, inside: bool, now: float = 0.0) -> None:
-        self.now = now
+        self.now: float = now
         self.slots = slots
         self.inside = inside
-        self.free = slots - inside
-        self.lendable = inside  # there is a slot of its own, not lent
-        self.strangers = 0  # slots that other processes have
-        self.closed = False
-        self.entries = 0
-        self.launched = 0  # workers, ever
+        self.free: int = slots - inside
+        self.lendable: bool = inside  # there is a slot of its own, not lent
+        self.strangers: int = 0  # slots that other processes have
+        self.closed: bool = False
+        self.entries: int = 0
+        self.launched: int = 0  # workers, ever
         self.latest: Optional[Piece] = None  # that was launched
         self.tracked: list[Piece] = []  # not done, as far as the library has seen
         self.log: list[Outcome] = []  # what callbacks and gates saw
