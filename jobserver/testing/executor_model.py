@@ -113,7 +113,7 @@ class Model:
         self.running: list[Piece] = []
         self.begun: dict[int, bool] = {}  # pieces whose work was reached: whether initialized
         self.direct: dict[int, int] = {}  # submitted to the Jobserver itself: what they consume
-        self.closing = self.broken = False
+        self.closing = self.broken = self.forgotten = False
         self.log: list[Outcome] = []  # what callbacks did; sorted out by piece
 
     def successor(self, initializer: Optional[str]) -> Model:
@@ -130,7 +130,7 @@ class Model:
     @property
     def refusal(self) -> Optional[Outcome]:
         """What comes of a submission, if it is not accepted."""
-        if self.broken:
+        if self.broken and not self.forgotten:
             return _BROKEN
         return _CLOSED if self.closing else None
 
@@ -168,6 +168,11 @@ class Model:
         self.closing = True
         for piece in list(self.pending) if cancel else ():
             self.cancel(piece)
+
+    def forget(self) -> None:
+        """Nobody has the executor any more."""
+        self.forgotten = True
+        self.close(cancel=False)
 
     def end(self, piece: Piece, ending: str) -> None:
         """Held work is told how to end."""

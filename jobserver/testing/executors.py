@@ -302,7 +302,7 @@ class Executor(RuleBasedStateMachine):
             self.home.hold(number)
 
     def _submit(self, number: int, task: str = "held") -> None:
-        if self.executor is None:
+        if self.executor is None:  # forgotten
             raise RuntimeError("cannot schedule new futures after shutdown")  # as it would say
         cargo = gates.Cargo(task) if task not in ("held", "quick") else None
         self.futures[number] = self.executor.submit(
@@ -310,7 +310,7 @@ class Executor(RuleBasedStateMachine):
         )
 
     @rule(target=works, count=st.integers(2, 3))
-    @precondition(lambda self: self.has_executor and self.is_small)
+    @precondition(lambda self: self.has_executor and self.is_small and self.begins)
     def submit_from_threads(self, count: int) -> MultipleResults[m.Piece]:
         """At the same time, so in any order: they are alike."""
         self.step = "submit_from_threads"
@@ -354,7 +354,7 @@ class Executor(RuleBasedStateMachine):
         self.settle(signum.name)
 
     @rule()
-    @precondition(lambda self: self.model.initializer == "fails" and self.model.running)
+    @precondition(lambda self: self.model.running and not self.begins)
     def fail_initializers(self) -> None:
         self.step = "fail_initializers"
         self.home.fail_initializers()
@@ -607,7 +607,7 @@ class Executor(RuleBasedStateMachine):
         reference = weakref.ref(self.executor)
         self.executor = None
         self.same("who keeps the executor", reference(), None)
-        self.model.close(cancel=False)
+        self.model.forget()
 
     @rule(initializer=INITIALIZERS)
     @precondition(lambda self: self.model.ended and not self.has_maps)
@@ -673,6 +673,11 @@ class Executor(RuleBasedStateMachine):
         return self.has_executor and self.is_worn and not self.leaving and not self.has_maps
 
     @property
+    def begins(self) -> bool:
+        """Whether work begins, and is not held by an initializer that will fail."""
+        return self.model.initializer != "fails"
+
+    @property
     def is_small(self) -> bool:
         return len(self.model.pending) < 6
 
@@ -682,7 +687,7 @@ class Executor(RuleBasedStateMachine):
         return bool(
             told.held
             and told.pending
-            and told.initializer != "fails"
+            and self.begins
             and not told.pending[0].mapped
             and all(each.plain for each in (told.pending[0], *told.held))
         )
