@@ -301,3 +301,25 @@ def test_an_executor_waits_in_the_kernel(tmp_path: Path) -> None:
             gate.open()
             await_true(pending.done, "the work behind the gate")
         assert held.wait(PATIENCE)
+
+
+def test_work_is_taken_up_while_another_thread_asks_a_future(method: str, tmp_path: Path) -> None:
+    asking = True
+    with Jobserver(method, 2) as js, Gate(tmp_path) as gate:
+        held = js.submit(pass_gate, args=(gate.path,))
+
+        def ask() -> None:
+            while asking:
+                assert not held.done()
+
+        with sharing_executor(js) as executor:
+            thread = threading.Thread(target=ask)
+            thread.start()
+            try:
+                for number in range(5):
+                    assert executor.submit(identity, number).result(PATIENCE) == number
+            finally:
+                asking = False
+                thread.join()
+        gate.open()
+        assert held.wait(PATIENCE)
