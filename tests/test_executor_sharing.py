@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobserver import Blocked, CallbackRaised, Future, Jobserver, JobserverExecutor
+from jobserver.poller import KernelPoller
 from tests import executor_work as work
 from tests.executor_help import await_true, context_of, executor_for, sharing_executor
 from tests.work import (
@@ -303,23 +304,11 @@ def test_an_executor_waits_in_the_kernel(tmp_path: Path) -> None:
         assert held.wait(PATIENCE)
 
 
-def test_work_is_taken_up_while_another_thread_asks_a_future(method: str, tmp_path: Path) -> None:
-    asking = True
-    with Jobserver(method, 2) as js, Gate(tmp_path) as gate:
-        held = js.submit(pass_gate, args=(gate.path,))
-
-        def ask() -> None:
-            while asking:
-                assert not held.done()
-
-        with sharing_executor(js) as executor:
-            thread = threading.Thread(target=ask)
-            thread.start()
-            try:
-                for number in range(5):
-                    assert executor.submit(identity, number).result(PATIENCE) == number
-            finally:
-                asking = False
-                thread.join()
-        gate.open()
-        assert held.wait(PATIENCE)
+def test_who_looks_in_passing_leaves_the_bell_to_who_waits() -> None:
+    poller = KernelPoller()
+    poller.wake()
+    assert list(poller.poll(0)) == []  # as `done` of a Future does, in another thread
+    asked = time.monotonic()
+    assert list(poller.poll(5.0)) == []
+    assert time.monotonic() - asked < 5.0
+    poller.close()
