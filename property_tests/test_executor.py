@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
+from typing import Any
 
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -12,11 +11,10 @@ TIMES = {"fork": 4.0, "spawn": 0.25, "forkserver": 0.5}  # as many examples as o
 STEPS = 25
 
 
-def test_any_program(method: str, subject: ModuleType) -> None:
-    executors = importlib.import_module(f"{subject.__name__}.testing.executors")
+def test_any_program(method: str, executors: Any) -> None:
     machine = type("Executor", (executors.Executor,), {"method": method})
     current = settings()
-    examples = max(1, int(TIMES[method] * current.max_examples))
+    examples = round(TIMES[method] * current.max_examples)
     run_state_machine_as_test(
         machine, settings=settings(current, max_examples=examples, stateful_step_count=STEPS)
     )

@@ -292,6 +292,16 @@ class Map:
             return None
         return self._submitted[0]
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether some of it would be cancelled if it ended now."""
+        return any(piece.state == "PENDING" for piece in self._submitted)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether what is next can still be submitted."""
+        return not self._waiting or self._model.refusal is None
+
     def next(self) -> Outcome:
         self.started = True
         if not self._ready:

@@ -202,20 +202,24 @@ class Executor(RuleBasedStateMachine):
 
     def _await_what_is_foretold(self) -> None:
         told = self.model
-        ends = [self.futures[each.number] for each in told.pieces.values() if each.done]
-        concurrent.futures.wait(ends, self.patience)
+        ends = {
+            self.futures[each.number]: each.number for each in told.pieces.values() if each.done
+        }
+        _, late = concurrent.futures.wait(ends, self.patience)
+        self.same("what nobody was told the end of", sorted(ends[each] for each in late), [])
         self.home.hear(told.begun.keys(), self.patience)
         for piece in told.running:
             # There is no event that tells it, for work that an initializer holds up.
-            self._await(self.futures[piece.number].running)
+            self._await(f"{piece.number} to run", self.futures[piece.number].running)
         if told.closing and self.executor is not None:
-            self._await(lambda: "(active," not in repr(self.executor))
+            self._await("the shutdown", lambda: "(active," not in repr(self.executor))
         with self.logged:
             self.logged.wait_for(lambda: len(self.log) >= len(told.log), self.patience)
 
-    def _await(self, condition: Callable[[], bool]) -> None:
+    def _await(self, what: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self.patience
-        while not condition() and time.monotonic() < deadline:
+        while not condition():
+            self.same(f"whether there is time for {what}", time.monotonic() < deadline, True)
             time.sleep(0.001)
 
     def _compare_pieces(self) -> None:
@@ -559,7 +563,10 @@ class Executor(RuleBasedStateMachine):
         what: Outcome = ("not asked",)
         if awaited is None:
             what = what_comes_of(lambda: next(iterator))
-        elif awaited in self.model.held:
+        elif awaited in self.model.held and told.goes_on:
+            if told.has_pending:
+                # Its error would cancel them, on their way to the slot that has come free.
+                ending = "returns"
             waiter = Elsewhere(lambda: next(iterator))
             self._end(awaited, ending)
             what = waiter.answer(self.patience)
@@ -712,6 +719,8 @@ class Executor(RuleBasedStateMachine):
         """All work ends, and nothing is left."""
         for results in self.every_map:
             self._abandon(results)
+        if self.executor is not None:
+            self.shutdown([(True, False)])
         self.step = "finish"
         for number in list(self.direct):
             self._end_direct(number)
@@ -723,13 +732,13 @@ class Executor(RuleBasedStateMachine):
                 self.home.fail_initializers()
                 self.model.fail_initializers()
             self.settle()
-        if self.executor is not None:
-            self.shutdown([(True, False)])
         if self.jobserver is not None:
             self.jobserver.__exit__(None, None, None)
         self.home.close()
-        self._await(lambda: _what_is_here() <= self.before)
-        self.same("what is left", sorted(_what_is_here() - self.before), [])
+        deadline = time.monotonic() + self.patience
+        while (left := _what_is_here() - self.before) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self.same("what is left", sorted(left), [])
 
     def _give_up(self) -> None:
         """After a failure: whoever is held goes, and nobody is waited for without end."""
