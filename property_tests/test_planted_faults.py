@@ -26,7 +26,7 @@ from property_tests.test_library import TIMES
 FAULTS: dict[str, Callable[[Site], None]] = {}
 EXECUTOR_FAULTS: dict[str, Callable[[Site], None]] = {}  # which tier 4 finds
 
-PATIENCE = 5.0  # seconds: a fault that has something hang is found then
+PATIENCE = 3.0  # seconds: a fault that has something hang is found then
 
 
 class Site:
@@ -545,18 +545,6 @@ def an_executor_whose_map_has_no_buffer(site: Site) -> None:
         return original(*args, **{**options, "buffersize": None})
 
     site.around(site.executor.JobserverExecutor, "map", submit_all)
-
-
-@executor_fault
-def an_executor_that_waits_before_it_ends(site: Site) -> None:
-    def launch_pending(original: Any, dispatch: Any) -> None:
-        pending = bool(dispatch.pending)
-        original(dispatch)
-        if pending and dispatch.closing and not (dispatch.pending or dispatch._group.tracked):
-            engine = dispatch.resources.engine
-            engine.wait(lambda: dispatch._changed, engine.clock() + 2 * PATIENCE)
-
-    site.around(site.dispatch.Dispatch, "_launch_pending", launch_pending)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -347,15 +347,17 @@ class Executor(RuleBasedStateMachine):
         self.home.end(piece.number, ending)
         self.model.end(piece, ending)
 
-    @rule(which=st.integers(0, 3), signum=st.sampled_from((signal.SIGKILL, signal.SIGTERM)))
+    @rule(
+        which=st.integers(0, 3), signum=st.sampled_from((int(signal.SIGKILL), int(signal.SIGTERM)))
+    )
     @precondition(lambda self: self.model.held)
-    def kill(self, which: int, signum: signal.Signals) -> None:
+    def kill(self, which: int, signum: int) -> None:
         """Somebody else kills a worker."""
         self.step = "kill"
         piece = self._running(which)
         os.kill(self.home.begun[piece.number][0], signum)
         self.model.kill(piece, signum)
-        self.settle(signum.name)
+        self.settle(signal.Signals(signum).name)
 
     @rule()
     @precondition(lambda self: self.model.running and not self.begins)
