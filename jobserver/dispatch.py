@@ -180,10 +180,11 @@ class Dispatch:
         while True:
             self._changed = False
             self._settle_due()
+            self._launch_pending()
+            # Not before: what could not be launched leaves nothing behind that would tell.
             with engine.lock:
                 if self.closing and not (self.pending or self._group.tracked or self._group.due):
                     break
-            self._launch_pending()
             paused = engine.clock() < self._pause
             until = self._pause if paused and self.pending else None
             engine.wait(

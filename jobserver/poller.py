@@ -79,10 +79,12 @@ class KernelPoller:
         ready = self._kernel.poll(timeout)
         if self._bell is not None and self in ready:
             ready.remove(self)
-            try:
-                os.read(self._bell[0], 4096)
-            except BlockingIOError:
-                pass  # another thread has read it
+            # A look in passing leaves it ringing: it rings for whoever waits, in another thread.
+            if timeout:
+                try:
+                    os.read(self._bell[0], 4096)
+                except BlockingIOError:
+                    pass  # another thread has read it
         return ready
 
     def wake(self) -> None:

@@ -65,6 +65,12 @@ def machines(subject: ModuleType) -> ModuleType:
     return importlib.import_module(f"{subject.__name__}.testing.machines")
 
 
+@pytest.fixture(scope="session")
+def executors(subject: ModuleType) -> ModuleType:
+    """The machine over executors, likewise."""
+    return importlib.import_module(f"{subject.__name__}.testing.executors")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """A process of pytest-xdist ends: its counts are part of the table."""

@@ -19,9 +19,14 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from property_tests.conftest import found
+from property_tests.test_executor import STEPS
+from property_tests.test_executor import TIMES as EXAMPLES
 from property_tests.test_library import TIMES
 
 FAULTS: dict[str, Callable[[Site], None]] = {}
+EXECUTOR_FAULTS: dict[str, Callable[[Site], None]] = {}  # which tier 4 finds
+
+PATIENCE = 3.0  # seconds: a fault that has something hang is found then
 
 
 class Site:
@@ -56,6 +61,11 @@ class Site:
 
 def fault(plant: Callable[[Site], None]) -> Callable[[Site], None]:
     FAULTS[plant.__name__.replace("_", " ")] = plant
+    return plant
+
+
+def executor_fault(plant: Callable[[Site], None]) -> Callable[[Site], None]:
+    EXECUTOR_FAULTS[plant.__name__.replace("_", " ")] = plant
     return plant
 
 
@@ -464,6 +474,79 @@ def map_without_an_end_to_its_time(site: Site) -> None:
     site.put(site.mapping.Results, "_expired", lambda _: False)
 
 
+# The executor.
+
+
+@executor_fault
+def cancelled_work_stays_pending(site: Site) -> None:
+    site.put(site.dispatch.Dispatch, "prune", lambda *_: None)
+
+
+@executor_fault
+def running_work_says_that_it_is_cancelled(site: Site) -> None:
+    def cancel(original: Any, future: Any) -> bool:
+        return bool(original(future)) or future.running()
+
+    site.around(site.awaiting.AwaitedFuture, "cancel", cancel)
+
+
+@executor_fault
+def the_newest_work_first(site: Site) -> None:
+    def submit(original: Any, dispatch: Any, work: object) -> object:
+        with dispatch.resources.engine.lock:
+            future = original(dispatch, work)
+            dispatch.pending.move_to_end(future, last=False)
+        return future
+
+    site.around(site.dispatch.Dispatch, "submit", submit)
+
+
+@executor_fault
+def a_shutdown_that_does_not_cancel(site: Site) -> None:
+    site.around(site.dispatch.Dispatch, "close", lambda original, dispatch, **_: original(dispatch))
+
+
+@executor_fault
+def a_shutdown_that_does_not_wait(site: Site) -> None:
+    site.put(site.dispatch.Dispatch, "join", lambda _: None)
+
+
+@executor_fault
+def a_forgotten_executor_drops_its_work(site: Site) -> None:
+    def forget(executor: Any) -> None:
+        executor._dispatch.close(cancel=True)
+
+    site.put(site.executor.JobserverExecutor, "__del__", forget)
+
+
+@executor_fault
+def a_loss_breaks_the_executor(site: Site) -> None:
+    def lost(original: Any, dispatch: Any, future: Any, run: Any) -> None:
+        original(dispatch, future, run)
+        if isinstance(future.exception(), site.errors.LostResult):
+            dispatch._break(future.exception())
+
+    site.around(site.dispatch.Dispatch, "_settle", lost)
+
+
+@executor_fault
+def a_loss_that_is_no_broken_pool(site: Site) -> None:
+    site.put(site.dispatch, "LostWorker", site.errors.LostResult)
+
+
+@executor_fault
+def an_executor_that_goes_on_after_its_initializer_failed(site: Site) -> None:
+    site.put(site.dispatch.Dispatch, "_break", lambda *_: None)
+
+
+@executor_fault
+def an_executor_whose_map_has_no_buffer(site: Site) -> None:
+    def submit_all(original: Any, *args: Any, **options: Any) -> object:
+        return original(*args, **{**options, "buffersize": None})
+
+    site.around(site.executor.JobserverExecutor, "map", submit_all)
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_is_found(
     name: str, subject: ModuleType, machines: Any, monkeypatch: pytest.MonkeyPatch
@@ -479,16 +562,37 @@ def test_is_found(
     library = settings(quick, max_examples=TIMES * quick.max_examples)
     machines.Library.found = None
     tiers = [("tier 1", machines.Life, quick), ("tier 2", machines.Library, library)]
-    for tier, machine, current in tiers:
-        try:
-            run_state_machine_as_test(machine, settings=current)
-        except BaseException as error:
-            if isinstance(error, pytest.fail.Exception):
-                raise
-            told = getattr(machine, "found", None) or f"{type(error).__name__}: {error}"
-            found.append((name, tier, told))
-            return
-    pytest.fail(f"nobody has found this fault: {name}")
+    if not any(_finds(machine, name, tier, current) for tier, machine, current in tiers):
+        pytest.fail(f"nobody has found this fault: {name}")
+
+
+def _finds(machine: Any, name: str, tier: str, current: settings) -> bool:
+    try:
+        run_state_machine_as_test(machine, settings=current)
+    except BaseException as error:
+        if isinstance(error, pytest.fail.Exception):
+            raise
+        told = getattr(machine, "found", None) or f"{type(error).__name__}: {error}"
+        found.append((name, tier, told))
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", EXECUTOR_FAULTS)
+def test_is_found_by_the_executors_machine(
+    name: str, subject: ModuleType, executors: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    EXECUTOR_FAULTS[name](Site(subject, monkeypatch))
+    machine = type("Executor", (executors.Executor,), {"method": "fork", "patience": PATIENCE})
+    quick = settings.get_profile("quick")
+    current = settings(
+        quick,
+        max_examples=round(EXAMPLES["fork"] * quick.max_examples),
+        stateful_step_count=STEPS,
+        phases=[Phase.generate],
+        database=None,
+    )
+    assert _finds(machine, name, "tier 4", current), f"nobody has found this fault: {name}"
 
 
 def test_a_failure_is_a_program_that_can_be_pasted(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobserver import Blocked, CallbackRaised, Future, Jobserver, JobserverExecutor
+from jobserver.poller import KernelPoller
 from tests import executor_work as work
 from tests.executor_help import await_true, context_of, executor_for, sharing_executor
 from tests.work import (
@@ -301,3 +302,13 @@ def test_an_executor_waits_in_the_kernel(tmp_path: Path) -> None:
             gate.open()
             await_true(pending.done, "the work behind the gate")
         assert held.wait(PATIENCE)
+
+
+def test_who_looks_in_passing_leaves_the_bell_to_who_waits() -> None:
+    poller = KernelPoller()
+    poller.wake()
+    assert list(poller.poll(0)) == []  # as `done` of a Future does, in another thread
+    asked = time.monotonic()
+    assert list(poller.poll(5.0)) == []
+    assert time.monotonic() - asked < 5.0
+    poller.close()

@@ -106,6 +106,19 @@ def test_shutdown_is_idempotent(method: str) -> None:
         assert future.result() == 3
 
 
+def test_it_ends_after_work_that_cannot_be_sent(method: str, tmp_path: Path) -> None:
+    with executor_for(method, 1) as executor, Gate(tmp_path) as gate:
+        executor.submit(pass_gate, gate.path)
+        last = executor.submit(identity, threading.Lock())
+        thread = threading.Thread(target=executor.shutdown, daemon=True)
+        thread.start()
+        await_true(lambda: "shutdown" in repr(executor), "the shutdown by the thread")
+        gate.open()
+        assert isinstance(last.exception(PATIENCE), TypeError)
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
 def test_an_executor_never_used_is_shut_down(method: str) -> None:
     executor = JobserverExecutor(2, context_of(method))
     executor.shutdown()

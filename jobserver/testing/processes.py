@@ -45,7 +45,7 @@ class Group:
         found: list[Member] = []
         pending = [os.getpid()]
         while pending:
-            for pid in _children(pending.pop()):
+            for pid in children_of(pending.pop()):
                 pending.append(pid)
                 if self._has(pid):
                     found.append(_member(pid))
@@ -124,14 +124,14 @@ class Group:
 
 def reap_orphans(known: set[int]) -> None:
     """Take note of the end of adopted children; `known` ones are somebody's own affair."""
-    for pid in _children(os.getpid()):
+    for pid in children_of(os.getpid()):
         fields = _stat(pid)
         if pid not in known and fields is not None and fields[0] == "Z":
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
 
-def _children(pid: int) -> list[int]:
+def children_of(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for task in os.listdir(f"/proc/{pid}/task"):
