@@ -105,15 +105,17 @@ class Model:
     """An executor, and what else runs on its slots."""
 
     def __init__(self, slots: int, initializer: Optional[str] = None) -> None:
-        self.free = slots
+        self.free: int = slots
         self.initializer = initializer
-        self.accepted = 0  # by this executor
+        self.accepted: int = 0  # by this executor
         self.pieces: dict[int, Piece] = {}
         self.pending: deque[Piece] = deque()
         self.running: list[Piece] = []
         self.begun: dict[int, bool] = {}  # pieces whose work was reached: whether initialized
         self.direct: dict[int, int] = {}  # submitted to the Jobserver itself: what they consume
-        self.closing = self.broken = self.forgotten = False
+        self.closing: bool = False
+        self.broken: bool = False
+        self.forgotten: bool = False
         self.log: list[Outcome] = []  # what callbacks did; sorted out by piece
 
     def successor(self, initializer: Optional[str]) -> Model:
@@ -264,7 +266,8 @@ class Map:
 
     def __init__(self, model: Model, pieces: Iterable[Piece], *, expired: bool) -> None:
         self.expired = expired
-        self.started = self.ended = False
+        self.started: bool = False
+        self.ended: bool = False
         self._model = model
         self._waiting = deque(pieces)  # not submitted
         self._submitted: deque[Piece] = deque()

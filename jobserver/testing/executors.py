@@ -86,7 +86,7 @@ class Elsewhere:
     def __init__(self, call: Callable[[], object]) -> None:
         self._call = call
         self._answers: list[Outcome] = []
-        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread: threading.Thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
@@ -141,23 +141,23 @@ class Executor(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.numbers = itertools.count()
+        self.numbers: itertools.count[int] = itertools.count()
         self.futures: dict[int, concurrent.futures.Future[object]] = {}
         self.direct: dict[int, Future[object]] = {}
         self.every_map: list[Results] = []
         self.leaving: list[Elsewhere] = []  # shutdowns that wait
         self.log: list[Outcome] = []  # what callbacks did
-        self.logged = threading.Condition()
+        self.logged: threading.Condition = threading.Condition()
         self.settled: set[int] = set()  # the pieces whose ends were compared
         self.executor: Optional[Observed] = None
         self.jobserver: Optional[Jobserver] = None
-        self.step = ""
-        self.failed = False
+        self.step: str = ""
+        self.failed: bool = False
         _start_helpers(self.method)
-        self.before = _what_is_here()
-        self.logger = logging.getLogger("concurrent.futures")
+        self.before: set[str] = _what_is_here()
+        self.logger: logging.Logger = logging.getLogger("concurrent.futures")
         self.logger.addFilter(_is_worth_a_line)
-        self.home = gates.Home(tempfile.mkdtemp())
+        self.home: gates.Home = gates.Home(tempfile.mkdtemp())
 
     @initialize(slots=st.integers(1, 3), given=st.booleans(), initializer=INITIALIZERS)
     def begin(self, slots: int, given: bool, initializer: Optional[str]) -> None:
@@ -165,7 +165,7 @@ class Executor(RuleBasedStateMachine):
         self.slots = slots
         if given:
             self.jobserver = Jobserver(self.method, slots).__enter__()
-        self.model = m.Model(slots, initializer)
+        self.model: m.Model = m.Model(slots, initializer)
         self._make(initializer)
 
     def _make(self, initializer: Optional[str]) -> None:
