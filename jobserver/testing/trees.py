@@ -156,6 +156,7 @@ HANDLES = st.integers(0, 1)
 LOOKS = st.sampled_from(("result", "done", "wait", "reclaim", "enter_and_leave"))
 CHORES = st.sampled_from(("copy", "env", "forget", "refuse"))
 SIGNALS = st.sampled_from((int(signal.SIGKILL), int(signal.SIGTERM)))
+TREES = st.lists(st.tuples(st.integers(0, 4), st.sampled_from((1, 1, 0))), max_size=5)
 ENDINGS = st.sampled_from(("answers", "raises", "exits", "leaves", "unpicklable"))
 
 
@@ -177,8 +178,9 @@ class Trees(RuleBasedStateMachine):
         self.names = itertools.count()
         self.reached: set[tuple[str, object]] = set()
 
-    @initialize(slots=st.integers(1, 3))
-    def begin(self, slots: int) -> None:
+    @initialize(slots=st.sampled_from((2, 1, 3)), tree=TREES)
+    def begin(self, slots: int, tree: list[tuple[int, int]]) -> None:
+        """With a tree that has grown a little: below whom a puppet is, and what it takes."""
         _start_helpers(self.method)
         gc.collect()
         adopt_orphans()
@@ -195,6 +197,11 @@ class Trees(RuleBasedStateMachine):
         self.kernel = pool.kernel  # for the oracle only
         self.stage = Stage(self.js, self.address)
         self.members.append(Member(0, None, pid=os.getpid()))
+        for number, consume in tree:
+            by = self.members[min(number, len(self.members) - 1)]
+            if by in self.submitters():
+                self.try_to_submit(by, consume)
+        self.tell("begin", f"{len(self.units)} of {slots} in use")
 
     # What members can be commanded to do something.
 
@@ -513,6 +520,12 @@ class Trees(RuleBasedStateMachine):
     @there_are("submitters")
     def submit(self, by: Member, consume: int, timeout: float, handle: int, callbacks: int) -> None:
         """Accepted if there is a slot, or one that the submitter itself can free."""
+        outcome = self.try_to_submit(by, consume, timeout, handle, callbacks)
+        self.tell("submit", f"{outcome} at depth {by.depth}")
+
+    def try_to_submit(
+        self, by: Member, consume: int, timeout: float = 0, handle: int = 0, callbacks: int = 0
+    ) -> str:
         if self.claims:
             self.looked(by)
         member = self.expect(by, consume, callbacks)
@@ -520,17 +533,15 @@ class Trees(RuleBasedStateMachine):
         if not accepted and any(self.would_free(child) for child in by.unseen):
             accepted = True
             # A forkserver takes its time to tell of an end.
-            timeout = PATIENCE if self.method == "forkserver" else timeout
+            timeout = timeout if self.reaps else PATIENCE
         args = member.number, consume, timeout, handle, callbacks
-        outcome = self.command(by, "submit", *args)
-        self.same(
-            f"what submit{args} gives", outcome, ("value", None) if accepted else ("Blocked",)
-        )
+        foretold = ("value", None) if accepted else ("Blocked",)
+        self.same(f"what submit{args} gives", self.command(by, "submit", *args), foretold)
         self.look(by)
         if accepted:
             self.submitted(member)
         self.settle_claims()
-        self.tell("submit", f"{outcome[0]} at depth {by.depth}")
+        return "accepted" if accepted else "Blocked"
 
     @rule(
         by=some("submitters"), consumes=st.lists(st.sampled_from((1, 1, 0)), min_size=2, max_size=3)
@@ -540,7 +551,7 @@ class Trees(RuleBasedStateMachine):
         """One below the other, as long as there are slots."""
         for consume in consumes:
             if by in self.submitters():
-                self.submit(by, consume, 0.0, 0, 0)
+                self.try_to_submit(by, consume)
                 by = by.unfinished[-1] if by.unfinished else by
         self.tell("grow", f"to depth {by.depth}")
 
@@ -549,7 +560,7 @@ class Trees(RuleBasedStateMachine):
     def fill(self, by: Member) -> None:
         """Leave no slot free."""
         while self.free and by in self.submitters():
-            self.submit(by, 1, 0.0, 0, 1)
+            self.try_to_submit(by, 1, callbacks=1)
         self.tell("fill", f"at depth {by.depth}")
 
     @staticmethod
@@ -677,9 +688,13 @@ class Trees(RuleBasedStateMachine):
     @there_are("killable")
     def kill(self, member: Member, signum: int, asked: bool) -> None:
         """By its submitter, if that can be asked, or by somebody else."""
-        signum = int(signal.SIGKILL) if member.stopped else signum
         lent = member.claim is not None and member.claim.lent
         about = " amid a chain" if lent else " above others" if member.unfinished else ""
+        signum = int(signal.SIGKILL) if member.stopped else signum
+        self.end_by_signal(member, signum, asked=asked)
+        self.tell("kill", signal.Signals(signum).name + about)
+
+    def end_by_signal(self, member: Member, signum: int, *, asked: bool) -> None:
         parent = member.parent
         assert parent is not None
         if asked and parent.obeys:
@@ -689,7 +704,6 @@ class Trees(RuleBasedStateMachine):
         self.ended(member, ("LostResult", member.pid, -signum))
         if asked and parent.obeys:
             self.looked(parent)
-        self.tell("kill", signal.Signals(signum).name + about)
 
     @rule(member=some("stoppable"), asked=st.booleans())
     @there_are("stoppable")
@@ -851,9 +865,9 @@ class Trees(RuleBasedStateMachine):
         self.the_kernel_agrees()
         self.same("the number of slots in use", len(self.units), 0)
         for _ in range(self.slots):
-            self.submit(self.root, 1, 0.0, 0, 0)
+            self.same("what submit gives", self.try_to_submit(self.root, 1), "accepted")
         self.missing = 0
-        self.submit(self.root, 1, 0.0, 0, 0)
+        self.same("what one more gives", self.try_to_submit(self.root, 1), "Blocked")
         self.same("the number of free slots", self.kernel.waiting(), 0)
         self.end_all()
         self.looked(self.root)
@@ -870,7 +884,7 @@ class Trees(RuleBasedStateMachine):
     def end_all(self) -> None:
         """From the leaves up: those that wait for others end by themselves then."""
         while killable := self.killable():
-            self.kill(killable[-1], int(signal.SIGKILL), True)
+            self.end_by_signal(killable[-1], signal.SIGKILL, asked=True)
 
     def leave_nothing(self) -> None:
         """After a failure: nothing must be left that disturbs another run."""
