@@ -205,8 +205,11 @@ class Stage:
         future = self.handles[0].submit(echo, args=(number,), timeout=0)
         self.called[number].append(future.result(PATIENCE))
 
-    def has_called(self, number: int) -> list[object]:
-        return self.called[number]
+    def noted(self, number: int, count: int) -> list[object]:
+        """What so many callbacks noted. Another thread may be at it, if it observes the same."""
+        called = self.called[number]
+        _await(lambda: len(called) >= count)
+        return called
 
     def forget(self, number: int) -> None:
         """Drop the Future."""
@@ -258,17 +261,35 @@ class Stage:
             thread.join(PATIENCE)
         return outcomes
 
-    def tracked(self) -> int:
-        """How many Futures run, as a handle tells."""
+    def report(self) -> tuple[int, dict[int, tuple[str, list[object]]]]:
+        """How many Futures are tracked; and each that is kept: its repr, what callbacks noted."""
+        kept = {
+            number: (repr(future).rpartition(",")[0], self.called[number])
+            for number, future in self.futures.items()
+        }
+        return self._tracked(), kept
+
+    def _tracked(self) -> int:
         return int(repr(self.handles[0]).rpartition("tracked=")[2].partition(",")[0].rstrip(")"))
 
     def await_tracked(self, count: int) -> bool:
         """Reclaim until so few Futures run: what nobody keeps a Future of has ended then."""
-        deadline = time.monotonic() + PATIENCE
-        while self.tracked() > count and time.monotonic() < deadline:
+
+        def are_so_few() -> bool:
             self.handles[0].reclaim_resources()
-            time.sleep(_PAUSE)
-        return self.tracked() == count
+            return self._tracked() <= count
+
+        return _await(are_so_few) and self._tracked() == count
 
     def _handle(self, number: int) -> Jobserver:
         return self.handles[number % len(self.handles)]
+
+
+def _await(condition: Callable[[], bool]) -> bool:
+    """Look again and again for what nobody tells of."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True

@@ -453,12 +453,13 @@ class Trees(RuleBasedStateMachine):
             if not child.done:
                 self.reaped(child)
             child.seen = True
-            self.same(
-                f"what came of {child}", self.command(parent, "result", child.number), child.fate
-            )
-            self.value(parent, child.calls, "has_called", child.number)
+            for _ in range(2):
+                came = self.command(parent, "result", child.number)
+                self.same(f"what came of {child}", came, child.fate)
+            self.value(parent, child.calls, "noted", child.number, len(child.calls))
             self.value(parent, len(child.calls), "when_done", child.number, "notes")
-            self.value(parent, [*child.calls, "noted"], "has_called", child.number)
+            called = [*child.calls, "noted"]
+            self.value(parent, called, "noted", child.number, len(called))
 
     def looked(self, parent: Member) -> None:
         """A member has done something that moves along what has ended below it."""
@@ -632,23 +633,26 @@ class Trees(RuleBasedStateMachine):
         if closing:
             self.value(member, None, "leave")
             self.looked(member)
-        sudden = ending == "exits"
         outcome = ending + (" before others" if member.unfinished else "")
         self.say_end(member, ending)
+        self.told_to_end(member, ending)
+        self.tell("end", outcome)
+
+    def told_to_end(self, member: Member, ending: str) -> None:
+        """It ends, or it has answered and waits for those below it."""
         member.fate = {
             "answers": ("value", member.number),
             "raises": ("ValueError", f"puppet {member.number}"),
             "unpicklable": ("RuntimeError", "not picklable"),
         }.get(ending, ("LostResult", member.pid, EXITCODE))
-        if sudden or not member.unfinished:
+        if ending == "exits" or not member.unfinished:
             self.ended(member, ())
-        else:
-            member.leaving = True
-            for thread in list(member.threads):
-                self.part(member, thread)
-            self.noticed(member)
-            self.settle_claims()
-        self.tell("end", outcome)
+            return
+        member.leaving = True
+        for thread in list(member.threads):
+            self.part(member, thread)
+        self.noticed(member)
+        self.settle_claims()
 
     @staticmethod
     def say_end(member: Member, ending: str) -> None:
@@ -712,12 +716,23 @@ class Trees(RuleBasedStateMachine):
         member.stopped = True
         self.tell("stop", "above others" if member.unfinished else "a leaf")
 
-    @rule(member=some("stopped"), asked=st.booleans())
+    @rule(member=some("stopped"), asked=st.booleans(), told=st.booleans())
     @there_are("stopped")
-    def go_on_after_stop(self, member: Member, asked: bool) -> None:
-        self.signal(member, signal.SIGCONT, asked)
+    def go_on_after_stop(self, member: Member, asked: bool, told: bool) -> None:
+        """Whatever it has been told meanwhile, it does now."""
+        parent = member.parent
+        assert parent is not None
+        if told:
+            self.say_end(member, "answers")
+            if parent.obeys:
+                self.value(parent, False, "done", member.number, 0.001)
+                self.looked(parent)
+        self.signal(member, signal.SIGCONT, asked and not told)
         member.stopped = False
-        self.tell("go_on_after_stop", "with ended ones below" if member.unseen else "value")
+        outcome = "with ended ones below" if member.unseen else "to end" if told else "to obey"
+        if told:
+            self.told_to_end(member, "answers")
+        self.tell("go_on_after_stop", outcome)
 
     def signal(self, member: Member, signum: int, asked: bool) -> None:
         assert member.parent is not None
@@ -790,7 +805,18 @@ class Trees(RuleBasedStateMachine):
                 self.same("the number of free slots", self.kernel.waiting(), self.free)
             time.sleep(_PAUSE)
         for member in self.obedient():
-            self.value(member, len(member.unfinished), "tracked")
+            self.value(member, self.report(member), "report")
+
+    @staticmethod
+    def report(parent: Member) -> tuple[int, dict[int, tuple[str, list[object]]]]:
+        """What a member tells of its Futures: those it has seen the end of, and the others."""
+        kept: dict[int, tuple[str, list[object]]] = {}
+        for child in parent.children:
+            if child.seen:
+                kept[child.number] = "Future(done, callbacks=0", [*child.calls, "noted"]
+            else:
+                kept[child.number] = f"Future(running, callbacks={len(child.calls)}", []
+        return len(parent.unfinished), kept
 
     def slots_agree(self) -> bool:
         waiting = self.kernel.waiting()
