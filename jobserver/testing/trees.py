@@ -23,6 +23,7 @@ import itertools
 import os
 import select
 import signal
+import socket
 import sys
 import time
 from typing import Any, Callable, ClassVar, Final, Optional
@@ -93,6 +94,12 @@ class Member:
     def looks(self) -> bool:
         """Whether something in it waits, and so moves along whatever ends."""
         return self.leaving or self.claim is not None or bool(self.threads)
+
+    @property
+    def is_outlived(self) -> bool:
+        """Whether it ran on the slot of its submitter, and lent it to one that still does."""
+        unit = self.unit
+        return unit is not None and unit.chain[0] is not self and bool(unit.below(self))
 
     @property
     def unfinished(self) -> list[Member]:
@@ -325,7 +332,7 @@ class Trees(RuleBasedStateMachine):
     def hear(self, voice: Voice) -> Outcome:
         try:
             message = voice.hear()
-        except TimeoutError:
+        except socket.timeout:
             message = ("nothing was heard",)
         if message is None:
             message = ("the end",)
@@ -342,7 +349,7 @@ class Trees(RuleBasedStateMachine):
         while name not in self.voices:
             try:
                 connection, _ = self.listener.accept()
-            except TimeoutError:
+            except socket.timeout:
                 self.same("who came", None, name)
                 raise
             voice = Voice(connection)
@@ -429,7 +436,7 @@ class Trees(RuleBasedStateMachine):
     def noticed(self, parent: Member) -> None:
         """A member moves along what has ended below it."""
         for child in parent.unfinished:
-            if child.ended and (child.unit is None or not child.unit.below(child)):
+            if child.ended and not child.is_outlived:
                 self.reaped(child)
         if parent.obeys:
             self.look(parent)
@@ -483,14 +490,12 @@ class Trees(RuleBasedStateMachine):
                 return False
             self.submitted(member)
             return True
-        assert member.unit is not None
-        if member.unit.below(member):
-            return False
-        if member.ended:
+        if member.ended and not member.is_outlived:
             if not member.done:
                 self.reaped(member)
             return True
-        if not self.free:
+        assert member.unit is not None
+        if not self.free or member.unit.below(member):
             return False
         # Relieved: it has a slot of its own.
         member.unit.chain.remove(member)
