@@ -33,7 +33,7 @@ EXITCODE: Final = 7  # of a worker that leaves without an answer
 _LARGEST: Final = 1 << 16  # bytes of a message
 _PAUSE: Final = 0.001  # seconds between two looks for what nobody tells of
 
-_voices: set[Voice] = set()  # all that are open in this process
+_sockets: set[socket.socket] = set()  # all that are open in this process
 _kept: list[object] = []  # what lives until the process ends, as its Futures may still run
 
 
@@ -43,7 +43,7 @@ class Voice:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         connection.settimeout(PATIENCE)
-        _voices.add(self)
+        _sockets.add(connection)
 
     @classmethod
     def of(cls, name: str, address: str) -> Voice:
@@ -65,8 +65,7 @@ class Voice:
         return message
 
     def close(self) -> None:
-        _voices.discard(self)
-        self._connection.close()
+        close(self._connection)
 
 
 def listen(address: str) -> socket.socket:
@@ -75,7 +74,13 @@ def listen(address: str) -> socket.socket:
     listener.bind(address)
     listener.listen(64)
     listener.settimeout(PATIENCE)
+    _sockets.add(listener)
     return listener
+
+
+def close(connection: socket.socket) -> None:
+    _sockets.discard(connection)
+    connection.close()
 
 
 def what_comes_of(call: Callable[[], object]) -> Outcome:
@@ -97,8 +102,8 @@ def what_comes_of(call: Callable[[], object]) -> Outcome:
 def play(jobserver: Jobserver, address: str, number: int) -> object:
     """The work of every puppet: to obey until it is told how to end."""
     # A forked child has copies of its parent's.
-    while _voices:
-        next(iter(_voices)).close()
+    while _sockets:
+        _sockets.pop().close()
     stage = Stage(jobserver, address)
     _kept.append(stage)
     return stage.obey(number)

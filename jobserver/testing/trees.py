@@ -37,7 +37,7 @@ from ..server import Jobserver, share
 from ..slots import SlotPool
 from .machines import tally
 from .processes import adopt_orphans, children_of, reap_orphans, stat_of
-from .puppets import EXITCODE, HUGE, PATIENCE, Outcome, Stage, Voice, listen
+from .puppets import EXITCODE, HUGE, PATIENCE, Outcome, Stage, Voice, close, listen
 
 __all__ = ("MACHINES", "Forked", "Served", "Spawned", "Trees")
 
@@ -886,7 +886,7 @@ class Trees(RuleBasedStateMachine):
         finally:
             if failed:
                 self.leave_nothing()
-            self.listener.close()
+            close(self.listener)
             adopt_orphans(adopt=False)
 
     def finish(self) -> None:
@@ -908,7 +908,7 @@ class Trees(RuleBasedStateMachine):
         again = self.command(self.root, "submit", 0, 1, 0, 0, 0)
         self.same("what a closed handle gives", again, ("RuntimeError", "is closed"))
         self.same("who is there unexpectedly", select.select([self.listener], [], [], 0)[0], [])
-        self.listener.close()
+        close(self.listener)
         self.same("what is open", _descriptors(), self.descriptors)
         self.same("whether nobody is left", self.is_alone(), True)
 
@@ -919,18 +919,16 @@ class Trees(RuleBasedStateMachine):
 
     def leave_nothing(self) -> None:
         """After a failure: nothing must be left that disturbs another run."""
+        # Whoever hears nobody any more ends; so does whoever comes now, and was not expected.
+        close(self.listener)
+        for _, voice in self.voices.values():
+            voice.close()
         for member in self.alive()[1:]:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(member.pidfd, signal.SIGKILL)
-            _await_end(member.pidfd)
             os.close(member.pidfd)
-        self.stage.await_tracked(0)
-        for member in self.members:
-            if member.voice is not None:
-                member.voice.close()
-            for thread in member.threads:
-                thread.voice.close()
-        self.stage.leave()
+        self.stage.perform("await_tracked", 0)
+        self.stage.perform("leave")
         self.is_alone()
 
     def is_alone(self) -> bool:
