@@ -77,6 +77,7 @@ class Engine:
         self._runs: set[Run] = set()
         self._late: set[Run] = set()  # those of them that are over but for their slot
         self.users: int = 1
+        self._submissions = 0  # under way, in whichever threads
         self._leader: Optional[_Turn] = None
         self._followers: list[_Turn] = []
         self._slot_watched = False
@@ -169,6 +170,24 @@ class Engine:
             if self._leader is not None:
                 self._open_poller().wake()
 
+    def begin(self, begun: list[None]) -> None:
+        """A submission begins: what it uses stays open until `end`, whoever closes it meanwhile.
+
+        `begun` says so, whatever interrupts.
+        """
+        with shielded(), self.lock:
+            self._submissions += 1
+            begun.append(None)
+
+    def end(self, begun: list[None]) -> None:
+        """The submission is over, if it has begun."""
+        if not begun:
+            return
+        with shielded(), self.lock:
+            begun.pop()
+            self._submissions -= 1
+            self._close_if_unused()
+
     def retain(self) -> None:
         """One more user: the slots stay open until each has called `release`."""
         with self.lock:
@@ -194,6 +213,7 @@ class Engine:
         self._leader = None
         self._followers = []
         self._slot_watched = False
+        self._submissions = 0
         if isinstance(self._poller, KernelPoller):
             self._poller.abandon()
         self._poller = None
@@ -287,7 +307,7 @@ class Engine:
             self._close_if_unused()
 
     def _close_if_unused(self) -> None:
-        if self.users or self._runs or self._leader is not None:
+        if self.users or self._submissions or self._runs or self._leader is not None:
             return
         self._unwatch_slot()
         if self._poller is not None:

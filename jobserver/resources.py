@@ -128,6 +128,20 @@ class Resources:
         self, settings: Settings, work: Work, consume: int, deadline: Optional[float]
     ) -> Run:
         """Take a slot, launch the work on it. Blocked at the deadline; see `Jobserver.submit`."""
+        begun: list[None] = []
+        try:
+            try:
+                self.engine.begin(begun)
+                return self._submit(settings, work, consume, deadline)
+            finally:
+                self.engine.end(begun)
+        finally:
+            # Again, as an interrupt can come after the block and before its `finally`.
+            self.engine.end(begun)
+
+    def _submit(
+        self, settings: Settings, work: Work, consume: int, deadline: Optional[float]
+    ) -> Run:
         self.check_open()
         self.reclaim()
         held: list[Slot] = []
@@ -158,6 +172,17 @@ class Resources:
 
         None when there is no slot; the seconds to wait when the gate does not admit.
         """
+        begun: list[None] = []
+        try:
+            try:
+                self.engine.begin(begun)
+                return self._attempt(settings, work, held)
+            finally:
+                self.engine.end(begun)
+        finally:
+            self.engine.end(begun)  # as in `submit`
+
+    def _attempt(self, settings: Settings, work: Work, held: list[Slot]) -> Union[Run, float, None]:
         self.check_open()
         if not self._take(held):
             return None

@@ -185,6 +185,11 @@ class SlotPool:
 
         False for a lent slot on which somebody still runs whom a lost worker left behind.
         """
+        if self._closed:
+            # By another thread, while nobody saw that we had it. The numbers of the descriptors may
+            # be others' by now; whoever shares the slots restores the byte, as if we were killed.
+            self._release(slot, ended=False)
+            return True
         if slot is self._lent:
             return self._return_lent(slot, ended)
         entered = self._enter(self.kernel.share)

@@ -132,6 +132,18 @@ def test_a_token_goes_back_as_it_came(tree: Tree) -> None:
     assert tree.kernel.read() == b"!"
 
 
+def test_nothing_is_written_once_it_is_closed() -> None:
+    pool = SlotPool.create(1)
+    slot = some(pool.take())
+    pool.close()
+    others = [os.pipe() for _ in range(3)]  # they take the numbers of what was closed
+    assert pool.give_back(slot)
+    for read, write in others:
+        os.close(write)
+        assert os.read(read, 1) == b""
+        os.close(read)
+
+
 def test_what_the_dead_held_is_recovered_once(tree: Tree) -> None:
     dead, living = tree.member(), tree.member()
     for _ in range(2):
