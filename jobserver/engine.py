@@ -23,7 +23,7 @@ from . import forks
 from .interrupts import shielded
 from .lifecycle import State
 from .poller import KernelPoller
-from .protocols import Clock, Poller, SlotSource
+from .protocols import Clock, Poller, Slot, SlotSource
 from .run import Run
 
 # Who dies holding a slot wakes nobody, so whoever waits for one looks again after a while.
@@ -180,6 +180,12 @@ class Engine:
             self.users -= 1
             self._close_if_unused()
 
+    def give_back(self, slot: Slot) -> None:
+        """Free a slot on which nothing was launched."""
+        with shielded(), self.lock:
+            self.slots.give_back(slot)
+            self._close_if_unused()
+
     def drain(self) -> None:
         """Wait until no run is left."""
         self.wait(lambda: not self._runs, None)
@@ -287,7 +293,7 @@ class Engine:
             self._close_if_unused()
 
     def _close_if_unused(self) -> None:
-        if self.users or self._runs or self._leader is not None:
+        if self.users or self._runs or self._leader is not None or self.slots.out:
             return
         self._unwatch_slot()
         if self._poller is not None:

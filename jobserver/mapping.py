@@ -264,6 +264,8 @@ class Results(Iterator[T], Generic[T]):
             if head.ready():
                 return True
             if more and not paused:
+                if self._resources.closed:
+                    return True  # for the next submission to tell
                 slot = engine.slots.take()
                 if slot is not None:
                     self._held.append(slot)

@@ -72,6 +72,11 @@ class SlotSource(Protocol):
         ...
 
     @property
+    def out(self) -> int:
+        """How many slots this process has from it now; not to be closed while it has any."""
+        ...
+
+    @property
     def hindered(self) -> bool:
         """Whether the last call was kept from looking, so that `fileno` does not tell when to."""
         ...

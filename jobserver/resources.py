@@ -200,8 +200,7 @@ class Resources:
                 channel.close_reply()
         except BaseException:
             if slot is not None:
-                with self.engine.lock:
-                    slots.give_back(slot)
+                self.engine.give_back(slot)
             raise
         run = Run(worker, channel, slot, slots, group)
         self.engine.track(run)
@@ -227,6 +226,7 @@ class Resources:
         def ready() -> bool:
             if self.group.due:
                 return True  # callbacks first, for they may need that slot
+            self.check_open()
             slot = slots.take()
             if slot is None and deadline is None:
                 slot = slots.lend()
@@ -243,6 +243,7 @@ class Resources:
     def _take(self, held: list[Slot]) -> bool:
         """Have a slot in `held`, if one can be had at once."""
         with shielded(), self.engine.lock:
+            self.check_open()
             slot = None if held else self.engine.slots.take()
             if slot is not None:
                 held.append(slot)
@@ -250,11 +251,9 @@ class Resources:
 
     def put_back(self, held: list[Slot]) -> None:
         """Free the slots in `held`."""
-        if not held:
-            return
-        with shielded(), self.engine.lock:
+        with shielded():
             while held:
-                self.engine.slots.give_back(held.pop())
+                self.engine.give_back(held.pop())
 
     def _until_relieved(self, run: Run) -> None:
         """Wait until work on a lent slot has ended or has a slot of its own.

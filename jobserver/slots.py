@@ -66,6 +66,7 @@ class SlotPool:
         self.count = count
         self.kernel = kernel
         self.hindered: bool = False
+        self.out: int = 0
         self._lent: Optional[Slot] = None
         # The description opened first is kept for the next slot: opening one takes longest.
         self._kept = -1
@@ -114,7 +115,10 @@ class SlotPool:
         finally:
             if not token:
                 self._close(receipt)
-        return Slot(token, place, None, receipt) if token else None
+        if not token:
+            return None
+        self.out += 1
+        return Slot(token, place, None, receipt)
 
     def lend(self) -> Optional[Slot]:
         """The slot on which this process runs, if it has one that is not lent already."""
@@ -142,6 +146,7 @@ class SlotPool:
             if slot is None:
                 self._close(receipt)
         self._lent = slot
+        self.out += slot is not None
         return slot
 
     def is_lent(self, slot: Optional[Slot]) -> bool:
@@ -187,6 +192,7 @@ class SlotPool:
         """
         if slot is self._lent:
             return self._return_lent(slot, ended)
+        self.out -= 1
         entered = self._enter(self.kernel.share)
         try:
             if ended:
@@ -239,8 +245,9 @@ class SlotPool:
         self.kernel.shut()
 
     def after_fork(self) -> None:
-        # What it lent is the parent's affair, and its descriptors are closed.
+        # What it took and lent is the parent's affair, and its descriptors are closed.
         self._lent = None
+        self.out = 0
         self._kept = -1
         self._kept_is_free = False
 
@@ -289,6 +296,7 @@ class SlotPool:
         if not self._is_free(slot.place):
             return False
         self._lent = None
+        self.out -= 1
         return True
 
     def _is_free(self, place: int) -> bool:

@@ -28,6 +28,7 @@ from tests.work import (
     add,
     await_file,
     die,
+    identity,
     pass_gate,
     raise_value_error,
     touch_and_pass_gate,
@@ -440,6 +441,44 @@ def test_running_futures_outlive_the_exit(method: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="why"):
             failing.result(PATIENCE)
     assert ran == ["callback", "registered after the exit"]
+
+
+class Slow:
+    """Takes its time to be pickled: a submission is under way meanwhile."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.go_on = threading.Event()
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        self.reached.set()
+        assert self.go_on.wait(PATIENCE)
+        return int, ()
+
+
+@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+@pytest.mark.parametrize("consume", [0, 1])
+def test_a_submission_under_way_outlives_the_exit(context: str, consume: int) -> None:
+    slow = Slow()
+    results: list[object] = []
+    js = Jobserver(context, 1)
+
+    def submit() -> None:
+        future = js.submit(identity, args=(slow,), consume=consume, timeout=0)
+        results.append(future.result(PATIENCE))
+
+    thread = threading.Thread(target=submit)
+    with js:
+        thread.start()
+        assert slow.reached.wait(PATIENCE)
+    others = [os.pipe() for _ in range(8)]  # they take the numbers of what is closed too early
+    slow.go_on.set()
+    thread.join(PATIENCE)
+    for read, write in others:
+        os.close(write)
+        assert os.read(read, 1) == b""
+        os.close(read)
+    assert results == [0]
 
 
 def test_running_futures_can_be_cancelled_after_the_exit(method: str, tmp_path: Path) -> None:

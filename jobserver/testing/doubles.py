@@ -269,6 +269,10 @@ class VirtualSlots:
         self._out: set[Slot] = set()
         self._fd = world.open("a slot", lambda: self.free > 0)
 
+    @property
+    def out(self) -> int:
+        return len(self._out) + (self._lent is not None)
+
     def fileno(self) -> int:
         return self._fd
 

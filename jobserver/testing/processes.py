@@ -17,10 +17,10 @@ _PF_FORKNOEXEC: Final = 0x40  # forked, and has not executed another program
 _HELPERS: Final = (b"multiprocessing.forkserver", b"multiprocessing.resource_tracker")
 
 
-def adopt_orphans() -> None:
+def adopt_orphans(*, adopt: bool = True) -> None:
     """Have those whose parents died become children of this process, however deep they were."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
 
 
@@ -52,7 +52,7 @@ class Group:
         return found
 
     def _has(self, pid: int) -> bool:
-        fields = _stat(pid)
+        fields = stat_of(pid)
         return fields is not None and fields[0] != "Z" and int(fields[2]) == self.leader
 
     def send(self, pid: int, signum: signal.Signals) -> Optional[int]:
@@ -104,7 +104,7 @@ class Group:
         """What each is doing, in a line."""
         lines: list[str] = []
         for member in self.members():
-            fields = _stat(member.pid)
+            fields = stat_of(member.pid)
             with contextlib.suppress(OSError):
                 wchan = Path(f"/proc/{member.pid}/wchan").read_text()
                 command = _command(member.pid).replace(b"\0", b" ").decode(errors="replace")
@@ -125,13 +125,14 @@ class Group:
 def reap_orphans(known: set[int]) -> None:
     """Take note of the end of adopted children; `known` ones are somebody's own affair."""
     for pid in children_of(os.getpid()):
-        fields = _stat(pid)
+        fields = stat_of(pid)
         if pid not in known and fields is not None and fields[0] == "Z":
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
 
 def children_of(pid: int) -> list[int]:
+    """The living and the zombie children of a process."""
     found: list[int] = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for task in os.listdir(f"/proc/{pid}/task"):
@@ -141,7 +142,7 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def _stat(pid: int) -> Optional[list[str]]:
+def stat_of(pid: int) -> Optional[list[str]]:
     """What /proc/PID/stat says after the name: state, parent, group, session, ..."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -157,7 +158,7 @@ def _command(pid: int) -> bytes:
 
 
 def _member(pid: int) -> Member:
-    fields, command = _stat(pid), _command(pid)
+    fields, command = stat_of(pid), _command(pid)
     # Workers of a forkserver have its command line, but have not executed it themselves.
     executed = fields is not None and not int(fields[6]) & _PF_FORKNOEXEC
     helper = executed and any(name in command for name in _HELPERS)
