@@ -74,9 +74,10 @@ def executors(subject: ModuleType) -> ModuleType:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """A process of pytest-xdist ends: its counts are part of the table."""
-    for key, count in getattr(node, "workeroutput", {}).get("tried", []):
+    output = getattr(node, "workeroutput", {})  # one that has crashed has none
+    for key, count in output.get("tried", []):
         _tried[tuple(key)] += count
-    found.extend(tuple(each) for each in node.workeroutput.get("found", []))
+    found.extend(tuple(each) for each in output.get("found", []))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -42,6 +42,8 @@ EXIT_STATUS: Final = 3  # of a worker whose work ends with SystemExit
 PART_SECONDS: Final = 0.25  # from one part of an answer to the next
 FIRST_PID: Final = 1 << 22  # Linux' limit, so that no process has such a number
 
+_SPINS: Final = 1000  # waits in a row that return at once; real ones do so a few times
+
 _identities = itertools.count()
 
 
@@ -344,6 +346,7 @@ class VirtualPoller:
         self._world = world
         self._subjects: dict[int, object] = {}
         self._woken = False
+        self._spins = 0
         self._fd = world.open("a poller", lambda: False)
 
     def watch(self, fd: int, subject: object) -> None:
@@ -362,12 +365,15 @@ class VirtualPoller:
         world = self._world
         world.reach("poll")
         end = None if timeout is None else world.now + timeout
+        self._spins += timeout != 0
+        world.check(self._spins < _SPINS, "somebody spins, on what is ready and is not taken")
         world.advance(0)
         while True:
             ready = [self._subjects[fd] for fd in sorted(self._subjects) if world.readable(fd)]
             if ready or self._woken:
                 self._woken = False
                 return ready
+            self._spins = 0
             if not world.leap(end):
                 if end is None:
                     raise Deadlock(world.describe())
