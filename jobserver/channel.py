@@ -12,7 +12,7 @@ _READ_AT_ONCE: Final = 1 << 20  # bytes read before other channels get their tur
 
 
 class PipeChannel:
-    """A pipe from one worker that carries one frame."""
+    """A pipe from one worker, which carries a frame for each piece of work."""
 
     def __init__(self) -> None:
         self.reply: int
@@ -51,7 +51,10 @@ class PipeChannel:
             else:
                 kind, text, _ = wire.HEADER.unpack(self._header)
                 view = memoryview(self._content)
-                return wire.Frame(kind, str(view[:text], "utf-8"), view[text:])
+                self._content = None
+                self._filled = 0
+                kind, last = kind & ~wire.LAST, bool(kind & wire.LAST)
+                return wire.Frame(kind, str(view[:text], "utf-8"), view[text:], last=last)
         return None
 
     def close(self) -> None:

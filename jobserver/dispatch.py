@@ -26,10 +26,11 @@ import attrs
 from . import worker
 from .awaiting import AwaitedEvent, AwaitedFuture, Wait
 from .callbacks import issue_due
+from .crew import Crew
 from .errors import CallbackRaised, LostResult
 from .forker import Forker, ForkerLost
 from .future import load
-from .protocols import Launcher, Slot, Work
+from .protocols import Slot, Work
 from .resources import Resources
 from .run import Group, Run
 from .settings import Settings
@@ -59,7 +60,8 @@ class Dispatch:
         self._settings = settings
         self._owned = owned
         self._group = Group()
-        self._launcher: Launcher = resources.launcher
+        # Its own: nobody else's work is to come after its initializer.
+        self._crew = Crew(resources.engine, resources.crew.launcher)
         self._forker: Optional[Forker] = None
         self._thread: Optional[threading.Thread] = None
         self._start_lock = threading.Lock()
@@ -153,7 +155,7 @@ class Dispatch:
         if self.resources.context.get_start_method() == "fork":
             preexec = self._settings.preexec
             self._forker = Forker.shared(preexec)
-            self._launcher = self._forker
+            self._crew = Crew(self.resources.engine, self._forker)
             if preexec is not None and self._forker.carried is preexec:
                 self._settings = attrs.evolve(self._settings, preexec=worker.Carried())
         self._thread = threading.Thread(target=self._work, name="JobserverExecutor")
@@ -264,7 +266,7 @@ class Dispatch:
         slot = self._held.pop()
         lent = self.resources.engine.slots.is_lent(slot)
         try:
-            run = self.resources.launch(self._launcher, self._group, self._settings, work, slot)
+            run = self.resources.launch(self._crew, self._group, self._settings, work, slot)
         except ForkerLost:
             self._break(RuntimeError("the process that forks its workers has died"))
             future.set_exception(BrokenProcessPool(str(self.broken)))
@@ -334,6 +336,7 @@ class Dispatch:
 
     def _end(self) -> None:
         """Let go of everything; the last thing that happens."""
+        self._crew.close()
         if self._forker is not None:
             self._forker.close()
         if self._owned:

@@ -17,9 +17,9 @@ import os
 import threading
 import time
 from multiprocessing import util
-from typing import Callable, Final, Optional
+from typing import Callable, Final, Optional, Protocol, cast
 
-from . import forks
+from . import forks, serving
 from .interrupts import shielded
 from .lifecycle import State
 from .poller import KernelPoller
@@ -59,6 +59,14 @@ class _Turn:
         self._asleep.release()
 
 
+class Attended(Protocol):
+    """What the engine moves along besides runs. Under the engine's lock."""
+
+    def advance(self) -> None:
+        """Look at what there is to see. Never waits."""
+        ...
+
+
 class Engine:
     """Moves runs along, for whichever thread is waiting. Thread-safe."""
 
@@ -76,6 +84,7 @@ class Engine:
         self._poller: Optional[Poller] = make_poller()
         self._runs: set[Run] = set()
         self._late: set[Run] = set()  # those of them that are over but for their slot
+        self._attended: dict[int, Attended] = {}  # by the descriptor that tells of them
         self.users: int = 1
         self._leader: Optional[_Turn] = None
         self._followers: list[_Turn] = []
@@ -99,6 +108,16 @@ class Engine:
             self._runs.add(run)
             run.start(self._open_poller())
             _keep_until_drained(self)
+
+    def attend(self, fd: int, item: Attended) -> None:
+        """Move something along whenever a descriptor is readable. Under the lock."""
+        self._attended[fd] = item
+        self._open_poller().watch(fd, item)
+
+    def neglect(self, fd: int) -> None:
+        """Stop that. Under the lock."""
+        del self._attended[fd]
+        self._open_poller().unwatch(fd)
 
     def deadline(self, timeout: Optional[float]) -> Optional[float]:
         """The time at which a timeout that starts now is over."""
@@ -155,7 +174,7 @@ class Engine:
         """Move along what is ready. Never waits; costs what is ready, not what is tracked."""
         forks.catch_up()
         poller = self._poller
-        if poller is None or not self._runs:
+        if poller is None or not (self._runs or self._attended):
             return
         if self._move(poller, 0):
             self.notify()
@@ -197,6 +216,7 @@ class Engine:
             run.abandon()
         self._runs = set()
         self._late = set()
+        self._attended = {}
         self._leader = None
         self._followers = []
         self._slot_watched = False
@@ -232,20 +252,34 @@ class Engine:
         subjects = poller.poll(timeout)
         if not subjects:
             return False
-        with shielded(), self.lock:
-            lost = False
-            for subject in subjects:
-                if subject is _SLOT:
-                    # Reported once to each that wants one, lest the leader spin while another
-                    # thread is on its way to take it.
-                    self._unwatch_slot()
-                elif isinstance(subject, Run) and subject in self._runs:
-                    self._advance(subject, poller)
-                    lost |= subject.state is State.DONE and subject.frame is None
-            if lost:
-                self.slots.audit()  # for what the workers themselves held
-            self._close_if_idle()
+        unbegun: list[Run] = []
+        with shielded():
+            with self.lock:
+                lost = False
+                for subject in subjects:
+                    if subject is _SLOT:
+                        # Reported once to each that wants one, lest the leader spin while another
+                        # thread is on its way to take it.
+                        self._unwatch_slot()
+                    elif not isinstance(subject, Run):
+                        cast("Attended", subject).advance()
+                    elif subject in self._runs:
+                        self._advance(subject, poller)
+                        lost |= subject.state is State.DONE and subject.frame is None
+                        if subject.unbegun:
+                            unbegun.append(subject)
+                if lost:
+                    self.slots.audit()  # for what the workers themselves held
+                self._close_if_idle()
+            for run in unbegun:
+                self._relaunch(run)
         return True
+
+    def _relaunch(self, run: Run) -> None:
+        """Have another worker for work that its own has not begun."""
+        run.relaunch()  # not under the lock, as it may take its time
+        with self.lock:
+            run.start(self._open_poller())
 
     def _advance(self, run: Run, poller: Poller) -> None:
         run.advance(poller)
@@ -293,7 +327,7 @@ class Engine:
             self._close_if_unused()
 
     def _close_if_unused(self) -> None:
-        if self.users or self._runs or self._leader is not None or self.slots.out:
+        if self.users or self._runs or self._attended or self._leader is not None or self.slots.out:
             return
         self._unwatch_slot()
         if self._poller is not None:
@@ -316,8 +350,12 @@ def _keep_until_drained(engine: Engine) -> None:
 
 
 def _drain_all() -> None:
-    while _busy:
+    # In a forked child that has not tracked anything, they are the parent's.
+    while _busy and _draining_pid == os.getpid():
         next(iter(_busy)).drain()
+
+
+serving.drain = _drain_all
 
 
 def advance_orphans() -> None:

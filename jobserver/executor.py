@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ import attrs
 from . import wire
 from .dispatch import Dispatch
 from .server import Jobserver, share
+from .settings import Reuse
 from .worker import Initialize, run_chunk
 
 if TYPE_CHECKING:
@@ -34,8 +36,9 @@ class JobserverExecutor(concurrent.futures.Executor):
 
     A worker that dies fails its own Future, with an exception that is a `LostResult` and a
     `BrokenProcessPool`; the others go on, and so does the executor. An initializer that raises
-    breaks the executor, as it breaks a ProcessPoolExecutor. Each call has a fresh worker, so every
-    `max_tasks_per_child` is kept; like there, it means spawn unless `mp_context` says otherwise.
+    breaks the executor, as it breaks a ProcessPoolExecutor. Workers serve many calls, up to
+    `max_tasks_per_child`, which means spawn unless `mp_context` says otherwise, like there. With a
+    Jobserver it is for the handle to say (`replace_workers`) whether they do.
 
     Raises TypeError and ValueError as ProcessPoolExecutor does, and TypeError for `max_workers` or
     `mp_context` beside a Jobserver, which settles both.
@@ -65,6 +68,11 @@ class JobserverExecutor(concurrent.futures.Executor):
         _check_options(initializer, max_tasks_per_child, self._jobserver.context)
         resources, settings = share(self._jobserver)
         resources.check_open()
+        if not isinstance(jobserver, Jobserver):
+            # They stay until the shutdown, as those of a ProcessPoolExecutor do.
+            settings = attrs.evolve(settings, reuse=Reuse(None, math.inf))
+        if max_tasks_per_child is not None:
+            settings = settings.limit_tasks(max_tasks_per_child)
         if initializer is not None:
             initialize = Initialize(initializer, tuple(initargs), settings.preexec)
             settings = attrs.evolve(settings, preexec=initialize)

@@ -25,20 +25,21 @@ import socket
 import struct
 import sys
 import threading
-from multiprocessing.context import set_spawning_popen
-from typing import TYPE_CHECKING, Callable, Final, Optional, cast
+from typing import Callable, Final, Optional
 
-from . import forks, worker
+from . import forks, serving, worker
 from .bootstrap import fork_into
 from .interrupts import shielded
-from .launch import Child, ContextLauncher, Served, Unknown, pack
-from .protocols import Task, Worker
-
-if TYPE_CHECKING:
-    from multiprocessing import popen_spawn_posix
+from .launch import Child, ContextLauncher, Served, Unknown
+from .parcels import collecting, pickled, unnamed_file
+from .protocols import Post, Task, Worker
 
 _NUMBER: Final = struct.Struct("q")
 _MOST_DESCRIPTORS: Final = 253  # SCM_MAX_FD of the Linux kernel
+
+# What the forker is asked for.
+_WORK: Final = b"w"
+_SERVE: Final = b"s"
 
 _lock = threading.Lock()
 _shared: Optional[Forker] = None
@@ -56,57 +57,55 @@ class Forker:
         self.carried = carried
         self._users = 1
         self._lock = threading.Lock()
-        with forks.opening:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            forks.private(ours.fileno())
-            forks.private(theirs.fileno())
+        ours, theirs = forks.socketpair()
         try:
             with shielded(), forks.handing_over(theirs.fileno()):
                 self.pid: int = _fork(theirs, carried)
         except BaseException:
-            self._close_socket(ours)
+            forks.close_socket(ours)
             raise
         finally:
-            self._close_socket(theirs)
+            forks.close_socket(theirs)
         self._socket = ours
 
     def launch(self, task: Task, reply: int) -> Worker:
         """`protocols.Launcher.launch`. Raises ForkerLost when the forker has gone."""
-        parcel = _Parcel()
-        # It asks of a Popen what _Parcel has; the stubs name its own classes only.
-        set_spawning_popen(cast("popen_spawn_posix.Popen", parcel))
+        with collecting() as fds:
+            content = pickled(task, "start method 'fork' beside a thread")
+        with contextlib.closing(unnamed_file(content)) as file:
+            return self._ask(_WORK, reply, file.fileno(), *fds)
+
+    def hire(self, post: Post) -> Worker:
+        """`protocols.Launcher.hire`. Raises ForkerLost when the forker has gone."""
+        return self._ask(_SERVE, *(fd for fd in post.descriptors if fd >= 0))
+
+    def _ask(self, what: bytes, reply: int, *others: int) -> Worker:
+        if len(others) > _MOST_DESCRIPTORS - 2:
+            raise ValueError(f"the work refers to more than {_MOST_DESCRIPTORS - 3} files")
+        read, write = forks.pipe()
         try:
-            file = pack(task, "fork")
-        finally:
-            set_spawning_popen(None)
-        with contextlib.closing(file):
-            read, write = forks.pipe()
-            try:
-                fds = [reply, write, file.fileno(), *parcel.fds]
-                if len(fds) > _MOST_DESCRIPTORS:
-                    raise ValueError(f"the work refers to more than {_MOST_DESCRIPTORS - 3} files")
-                with self._lock:
-                    try:
-                        socket.send_fds(self._socket, [b"."], fds)
-                    except ConnectionError as error:
-                        self._retire()
-                        raise ForkerLost from error
-                forks.close(write)
-                write = -1
-                pid = _read_number(read)
-                if pid is None:
-                    # It died after it had the work and before it told the pid. The work may run.
+            with self._lock:
+                try:
+                    socket.send_fds(self._socket, [what], [reply, write, *others])
+                except ConnectionError as error:
                     self._retire()
-                    forks.close(read)
-                    return Unknown()
-                if pid < 0:
-                    raise OSError(-pid, f"cannot fork a worker: {os.strerror(-pid)}")
-                return Served(pid, read)
-            except BaseException:
+                    raise ForkerLost from error
+            forks.close(write)
+            write = -1
+            pid = _read_number(read)
+            if pid is None:
+                # It died after it had the work and before it told the pid. The work may run.
+                self._retire()
                 forks.close(read)
-                if write != -1:
-                    forks.close(write)
-                raise
+                return Unknown()
+            if pid < 0:
+                raise OSError(-pid, f"cannot fork a worker: {os.strerror(-pid)}")
+            return Served(pid, read)
+        except BaseException:
+            forks.close(read)
+            if write != -1:
+                forks.close(write)
+            raise
 
     def close(self) -> None:
         """One user less; the last one ends it, once its workers have ended."""
@@ -117,7 +116,7 @@ class Forker:
                 return
             if _shared is self:
                 _shared = None
-            self._close_socket(self._socket)
+            forks.close_socket(self._socket)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
@@ -127,12 +126,6 @@ class Forker:
         with _lock:
             if _shared is self:
                 _shared = None
-
-    @staticmethod
-    def _close_socket(end: socket.socket) -> None:
-        fd = end.detach()
-        if fd >= 0:
-            forks.close(fd)
 
     @classmethod
     def shared(cls, carry: Optional[Callable[[], object]]) -> Forker:
@@ -144,19 +137,6 @@ class Forker:
             else:
                 _shared._users += 1
             return _shared
-
-
-class _Parcel:
-    """Collects descriptors while work is pickled, in the place of multiprocessing's Popen."""
-
-    def __init__(self) -> None:
-        self.fds: list[int] = []
-
-    def duplicate_for_child(self, fd: int) -> int:
-        self.fds.append(fd)
-        return len(self.fds) - 1
-
-    DupFd = worker.Descriptor
 
 
 def _fork(theirs: socket.socket, carried: Optional[Callable[[], object]]) -> int:
@@ -188,11 +168,14 @@ def _serve(theirs: socket.socket) -> None:
     selector.register(theirs, selectors.EVENT_READ)
     forked: dict[int, tuple[Child, int]] = {}  # by the descriptor that tells of the end
 
-    def work(reply: int, parcel: int, rest: list[int]) -> None:
+    def work(what: bytes, reply: int, first: int, rest: list[int]) -> None:
         selector.close()
         signal.signal(signal.SIGINT, interrupt)
+        if what == _SERVE:
+            serving.serve_inherited(reply, first, *rest)
+            return
         worker.received = rest
-        worker.run_received(_Held(reply), _Held(parcel))
+        worker.run_received(_Held(reply), _Held(first))
 
     while True:
         for key, _ in selector.select():
@@ -200,10 +183,10 @@ def _serve(theirs: socket.socket) -> None:
                 message, fds, _, _ = socket.recv_fds(theirs, 1, _MOST_DESCRIPTORS)
                 if not message:
                     return
-                reply, status, parcel, *rest = fds
+                reply, status, first, *rest = fds
                 forks.private(status)
                 try:
-                    child = launcher.fork(work, (reply, parcel, rest))
+                    child = launcher.fork(work, (message, reply, first, rest))
                 except OSError as error:
                     _write_number(status, -(error.errno or 1))
                     forks.close(status)
@@ -211,7 +194,7 @@ def _serve(theirs: socket.socket) -> None:
                     _write_number(status, child.pid)
                     forked[child.fileno()] = child, status
                     selector.register(child.fileno(), selectors.EVENT_READ)
-                for fd in (reply, parcel, *rest):
+                for fd in (reply, first, *rest):
                     os.close(fd)
             else:
                 child, status = forked[key.fd]

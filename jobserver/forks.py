@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import threading
 import weakref
 from typing import Final, Protocol
@@ -72,6 +73,22 @@ def open_file(path: str, flags: int) -> int:
         return private(os.open(path, flags | os.O_CLOEXEC, 0o600))
 
 
+def socketpair() -> tuple[socket.socket, socket.socket]:
+    """Two connected stream sockets, private to this process."""
+    with opening:
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for end in ends:
+            private(end.fileno())
+    return ends
+
+
+def close_socket(end: socket.socket) -> None:
+    """Close a private socket, if it is not closed already."""
+    fd = end.detach()
+    if fd >= 0:
+        close(fd)
+
+
 class handing_over:  # noqa: N801 - used as a statement: `with handing_over(fd):`
     """Let a child that this thread forks within keep these private descriptors."""
 
@@ -85,6 +102,11 @@ class handing_over:  # noqa: N801 - used as a statement: `with handing_over(fd):
 
     def __exit__(self, *error: object) -> None:
         _thread.handed = frozenset()
+
+
+def is_handing_over() -> bool:
+    """Whether what this thread forks now is a worker, or another process of this package."""
+    return bool(getattr(_thread, "handed", None))
 
 
 def reset_in_children(item: ForkAware) -> None:

@@ -9,9 +9,7 @@ which it walks, whole, at every start.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import pickle
 import select
 import signal
 import struct
@@ -21,8 +19,9 @@ from multiprocessing import reduction
 from multiprocessing.context import BaseContext, get_spawning_popen
 from typing import IO, Any, Callable, Final, Optional, cast
 
-from . import bootstrap, forks, worker
-from .protocols import Task, Worker
+from . import bootstrap, forks, serving, worker
+from .parcels import pickled, unnamed_file
+from .protocols import Post, Task, Worker
 
 WORKER_NAME: Final = "Jobserver-worker"
 
@@ -185,10 +184,23 @@ class ContextLauncher:
             args = reply, task.env, task.held, task.receipt, task.call
             with forks.handing_over(reply, task.receipt):
                 return self.fork(worker.run_inherited, args)
+        with contextlib.closing(_Parcel(task, self._method)) as parcel:
+            return self._start_afresh(worker.run_received, _Handed(reply), parcel)
+
+    def hire(self, post: Post) -> Worker:
+        """`protocols.Launcher.hire`."""
+        if self._method == "fork":
+            with forks.handing_over(*post.descriptors):
+                return self.fork(serving.serve_inherited, post.descriptors)
+        reply, *others = (_Handed(fd) for fd in post.descriptors if fd >= 0)
+        return self._start_afresh(serving.serve_received, reply, *others)
+
+    def _start_afresh(
+        self, target: Callable[..., object], reply: _Handed, *others: object
+    ) -> Worker:
         for attempt in range(1, _STARTS + 1):
-            parcel = _Parcel(task, self._method)
             try:
-                process = self.start(worker.run_received, (_Handed(reply), parcel))
+                process = self.start(target, (reply, *others))
             except EOFError:
                 # The forkserver died after it had the work and before it told the pid. The work
                 # may run; were it started again it might run twice.
@@ -196,7 +208,7 @@ class ContextLauncher:
             except (ConnectionError, ChildProcessError) as error:
                 # The server or the fresh process died before it had all: nothing has begun. Or
                 # this process is a fork, and takes its parent's server for its own.
-                parcel.bury()
+                reply.bury()
                 if attempt == _STARTS:
                     raise
                 if isinstance(error, ChildProcessError):
@@ -204,8 +216,6 @@ class ContextLauncher:
                 else:
                     time.sleep(_FIRST_PAUSE * _LONGER ** (attempt - 1))
                 continue
-            finally:
-                parcel.close()
             assert process.pid is not None, "a started process has a pid"
             if self._method == "forkserver":
                 return Served(process.pid, process.sentinel, process)
@@ -255,9 +265,19 @@ class _Handed:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._popen: object = None
 
     def __reduce__(self) -> tuple[object, ...]:
+        self._popen = get_spawning_popen()
         return worker.arrived, (reduction.DupFd(self._fd),)
+
+    def bury(self) -> None:
+        """Reap a child that died while it was told what to run: multiprocessing forgets it."""
+        pid: Optional[int] = getattr(self._popen, "pid", None)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)  # lest it is only about to die
+                os.waitpid(pid, 0)
 
 
 class _Parcel:
@@ -271,56 +291,16 @@ class _Parcel:
         self._task = task
         self._method = method
         self._file: Optional[IO[bytes]] = None
-        self._popen: object = None
 
     def __reduce__(self) -> tuple[object, ...]:
-        self._popen = get_spawning_popen()
-        self._file = pack(self._task, self._method)
+        self.close()
+        self._file = unnamed_file(pickled(self._task, f"start method {self._method!r}"))
         return worker.arrived, (reduction.DupFd(self._file.fileno()),)
 
     def close(self) -> None:
         """Close the file; to be called once the process has started, or has not."""
         if self._file is not None:
             self._file.close()
-
-    def bury(self) -> None:
-        """Reap a child that died while it was told what to run: multiprocessing forgets it."""
-        pid: Optional[int] = getattr(self._popen, "pid", None)
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)  # lest it is only about to die
-                os.waitpid(pid, 0)
-
-
-def pack(task: Task, method: str) -> IO[bytes]:
-    """Pickle the work into an unnamed file, positioned at its start: see `worker.run_received`."""
-    buffer = io.BytesIO()
-    receipt = None if task.receipt < 0 else reduction.DupFd(task.receipt)
-    pickle.dump((tuple(task.env), task.held, receipt), buffer, pickle.HIGHEST_PROTOCOL)
-    fn, args, kwargs = task.call[1:]
-    plain = (task.call[0], fn, tuple(args), dict(kwargs))
-    try:
-        reduction.ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(plain)
-    except Exception as cause:
-        raise TypeError(
-            f"the work is not picklable, as start method {method!r} needs it to be: {cause!r}"
-        ) from cause
-    file = _unnamed_file()
-    try:
-        file.write(buffer.getbuffer())
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _unnamed_file() -> IO[bytes]:
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("jobserver", os.MFD_CLOEXEC), "w+b", buffering=0)
-    import tempfile  # it brings random, which every forked child seeds anew
-
-    return tempfile.TemporaryFile(buffering=0)
 
 
 def _check_descriptors() -> None:

@@ -37,6 +37,7 @@ class Event(enum.Enum):
 
     DELIVERED = "delivered"  # the channel delivered a whole frame
     CLOSED = "closed"  # the channel closed before the end of a frame
+    UNBEGUN = "unbegun"  # it closed, and the work had not begun
     EXITED = "exited"  # the worker was seen to be gone
     RETURNED = "returned"  # the slot went back
     SIGNAL = "signal"  # the user wants a signal sent to the worker
@@ -47,6 +48,7 @@ class Effect(enum.Enum):
     """What has to be done in the world, in the order given."""
 
     CLOSE_CHANNEL = "close channel"
+    RELAUNCH = "relaunch"  # have another worker for the work
     REAP = "reap"  # now if it has exited, else as soon as it has
     CLOSE_WORKER = "close worker"
     RETURN_SLOT = "return slot"
@@ -75,6 +77,7 @@ TABLE: Final = MappingProxyType(
         State.RUNNING: {
             Event.DELIVERED: _SETTLE,
             Event.CLOSED: _SETTLE,
+            Event.UNBEGUN: Transition(State.RUNNING, (Effect.CLOSE_CHANNEL, Effect.RELAUNCH)),
             Event.SIGNAL: Transition(State.RUNNING, (Effect.KILL,)),
             Event.REGISTER: Transition(State.RUNNING, (Effect.QUEUE,)),
         },

@@ -31,6 +31,20 @@ class Task:
     receipt: int = -1  # the descriptor that says so, which the worker is to have as well
 
 
+@attrs.frozen
+class Post:
+    """What a worker that serves has from its parent: descriptors."""
+
+    reply: int  # on which it answers
+    requests: int  # on which it is sent work
+    begun: int  # a file in which it counts what it begins
+    receipt: int  # what tells of its slots; -1 if nothing does
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return self.reply, self.requests, self.begun, self.receipt
+
+
 @attrs.define(eq=False)
 class Slot:
     """The right to run one piece of work; see `slots` for what its parts mean."""
@@ -39,12 +53,14 @@ class Slot:
     place: int = 0
     relief: Optional[int] = None  # where the receipt of a lent slot goes once it is relieved
     receipt: int = -1  # the description that holds the place
+    kept: bool = False  # whether the description is a worker's, and stays with it
 
 
 class Closed(enum.Enum):
     """A channel ended before it delivered a frame."""
 
     CLOSED = "closed"
+    UNBEGUN = "unbegun"  # and before the work began, so that another worker may have it
 
 
 class Clock(Protocol):
@@ -113,6 +129,21 @@ class SlotSource(Protocol):
 
     def held(self, slot: Slot) -> worker.Held:
         """What a worker on this slot has to know of it."""
+        ...
+
+    def open_receipt(self) -> int:
+        """A description for a worker that serves, on which its slots will be; -1 if none is needed.
+
+        It is the caller's, and closed by `close_receipt`. OSError when there is no room for it.
+        """
+        ...
+
+    def close_receipt(self, receipt: int) -> None:
+        """Close such a description, on which there is no slot."""
+        ...
+
+    def hand_over(self, slot: Slot, receipt: int) -> None:
+        """Have such a description tell of a slot."""
         ...
 
     def give_back(self, slot: Slot, *, ended: bool = True) -> bool:
@@ -252,8 +283,24 @@ class Poller(Protocol):
     def close(self) -> None: ...
 
 
-class Channel(Protocol):
-    """What carries one piece of work's result, from its making to its close. No method waits."""
+class Receiver(Protocol):
+    """Where the result of one piece of work arrives. No method waits."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable whenever `receive` may know more."""
+        ...
+
+    def receive(self) -> Union[wire.Frame, Closed, None]:
+        """The frame once it is whole, a `Closed` if there will be none, None if not yet known."""
+        ...
+
+    def close(self) -> None:
+        """Close the receiving end."""
+        ...
+
+
+class Channel(Receiver, Protocol):
+    """What carries results from one worker, from its making to its close."""
 
     @property
     def reply(self) -> int:
@@ -264,21 +311,12 @@ class Channel(Protocol):
         """Close `reply` in this process, once: the worker has its own copy, or there is none."""
         ...
 
-    def fileno(self) -> int:
-        """A descriptor that is readable whenever `receive` may know more."""
-        ...
-
-    def receive(self) -> Union[wire.Frame, Closed, None]:
-        """The frame once it is whole, `CLOSED` if there will be none, None if not yet known."""
-        ...
-
-    def close(self) -> None:
-        """Close the receiving end."""
-        ...
-
 
 class Worker(Protocol):
-    """A started worker, as its parent sees it. No method waits; the engine's lock guards it."""
+    """A worker, as its parent sees it, or one turn of it. No method waits.
+
+    The engine's lock guards it.
+    """
 
     @property
     def pid(self) -> Optional[int]:
@@ -317,6 +355,10 @@ class Launcher(Protocol):
         cannot be pickled, OSError when the system is out of something; then nothing was started
         and nothing is left open.
         """
+        ...
+
+    def hire(self, post: Post) -> Worker:
+        """Start a worker that serves, as `serving` has it; raises OSError as `launch` does."""
         ...
 
 

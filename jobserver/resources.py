@@ -9,9 +9,12 @@ from multiprocessing import get_context, reduction
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Callable, Optional, Union
 
-from . import forks
+import attrs
+
+from . import forks, serving
 from .callbacks import issue_due
 from .channel import PipeChannel
+from .crew import Crew
 from .engine import Engine, advance_orphans
 from .errors import Blocked, CallbackRaised
 from .interrupts import shielded
@@ -20,7 +23,7 @@ from .launch import ContextLauncher
 from .lifecycle import State
 from .protocols import Channel, Launcher, Slot, SlotSource, Task, Work
 from .run import Group, Run
-from .settings import Settings
+from .settings import Reuse, Settings
 from .slots import SlotPool
 
 if TYPE_CHECKING:
@@ -30,17 +33,24 @@ if TYPE_CHECKING:
 # they came here, so that a slot held through one is found by a wait through another.
 _known: weakref.WeakValueDictionary[str, Resources] = weakref.WeakValueDictionary()
 
+# In a worker that serves: what has come with one piece of work may come with the next, and its
+# own workers are there still.
+_staying: dict[str, Resources] = {}
+
 
 def _arrive(
     method: str, identity: str, count: int, directory: str, *descriptors: Detachable
 ) -> Resources:
     """What this process has of slots that came from another one."""
     kernel = arrive([descriptor.detach() for descriptor in descriptors], directory)
-    found = _known.get(identity)
-    if found is not None and not found.closed:
+    resources = _known.get(identity)
+    if resources is not None and not resources.closed:
         kernel.shut()
-        return found
-    return Resources.open(get_context(method), SlotPool(identity, count, kernel))
+    else:
+        resources = Resources.open(get_context(method), SlotPool(identity, count, kernel))
+    if serving.is_serving():
+        _staying[identity] = resources
+    return resources
 
 
 class Resources:
@@ -56,9 +66,8 @@ class Resources:
         self.context = context
         self.engine: Engine = engine
         self.group: Group = Group()
-        self.launcher: Launcher = launcher
+        self.crew: Crew = Crew(engine, launcher, make_channel)
         self.closed: bool = False
-        self._make_channel = make_channel
         self._entries = 0
         _known[engine.slots.identity] = self
         forks.reset_in_children(self)
@@ -114,10 +123,13 @@ class Resources:
 
     def close(self) -> None:
         """Accept nothing more. What runs goes on; the slots are let go of when it is over."""
-        with shielded(), self.engine.lock:
-            if not self.closed:
+        with shielded():
+            with self.engine.lock:
+                if self.closed:
+                    return
                 self.closed = True
-                self.engine.release()
+            self.crew.close()
+            self.engine.release()
 
     def reclaim(self) -> None:
         """Free what has finished, and run its callbacks."""
@@ -145,7 +157,7 @@ class Resources:
             self.check_open()
             with shielded():
                 slot = held.pop() if held else None
-                run = self.launch(self.launcher, self.group, settings, work, slot)
+                run = self.launch(self.crew, self.group, settings, work, slot)
         except BaseException:
             self.put_back(held)
             raise
@@ -169,42 +181,49 @@ class Resources:
             if not self._take(held):
                 return None
         with shielded():
-            return self.launch(self.launcher, self.group, settings, work, held.pop())
+            return self.launch(self.crew, self.group, settings, work, held.pop())
 
     def launch(
         self,
-        launcher: Launcher,
+        crew: Crew,
         group: Group,
         settings: Settings,
         work: Work,
         slot: Optional[Slot],
     ) -> Run:
-        """Start a worker on a slot, which is given back if that fails. To be shielded."""
+        """Have a worker for work on a slot, which is given back if that fails. To be shielded."""
         slots = self.engine.slots
         try:
             self.engine.prepare()
-            channel = self._make_channel()
-            try:
-                fn, args, kwargs = work
-                task = Task(
-                    (settings.preexec, fn, args, kwargs),
-                    settings.env,
-                    None if slot is None else slots.held(slot),
-                    -1 if slot is None else slot.receipt,
-                )
-                worker = launcher.launch(task, channel.reply)
-            except BaseException:
-                channel.close()
-                raise
-            finally:
-                channel.close_reply()
+            fn, args, kwargs = work
+            task = Task(
+                (settings.preexec, fn, args, kwargs),
+                settings.env,
+                None if slot is None else slots.held(slot),
+            )
+            if settings.reuse is None:
+                run = self._start(crew, group, task, slot)
+            else:
+                run = self._engage(crew, group, task, settings.reuse, slot)
         except BaseException:
             if slot is not None:
                 self.engine.give_back(slot)
             raise
-        run = Run(worker, channel, slot, slots, group)
         self.engine.track(run)
         return run
+
+    def _start(self, crew: Crew, group: Group, task: Task, slot: Optional[Slot]) -> Run:
+        if slot is not None:
+            task = attrs.evolve(task, receipt=slot.receipt)
+        worker, channel = crew.start(task)
+        return Run(worker, channel, slot, self.engine.slots, group)
+
+    def _engage(
+        self, crew: Crew, group: Group, task: Task, reuse: Reuse, slot: Optional[Slot]
+    ) -> Run:
+        method = self.context.get_start_method()
+        turn, answer = crew.engage(task, method, reuse, slot)
+        return Run(turn, answer, slot, self.engine.slots, group, repeat=turn.repeat)
 
     def _sleep(self, delay: float, deadline: Optional[float]) -> None:
         """Sleep for the gate, moving along what finishes meanwhile. Blocked at the deadline."""
@@ -292,4 +311,5 @@ class Resources:
                 source=self,
                 stacklevel=2,
             )
+        self.crew.close()
         self.engine.release()

@@ -9,7 +9,7 @@ from typing import Callable, Optional
 
 from . import wire
 from .lifecycle import Effect, Event, State, step
-from .protocols import Channel, Closed, Poller, Slot, SlotSource, Worker
+from .protocols import Closed, Poller, Receiver, Slot, SlotSource, Worker
 
 
 class Group:
@@ -25,6 +25,7 @@ class Run:
 
     __slots__ = (
         "_channel",
+        "_repeat",
         "_slots",
         "callbacks",
         "frame",
@@ -37,6 +38,7 @@ class Run:
         "registered",
         "slot",
         "state",
+        "unbegun",
         "watched",
         "worker",
     )
@@ -44,10 +46,12 @@ class Run:
     def __init__(
         self,
         worker: Worker,
-        channel: Channel,
+        channel: Receiver,
         slot: Optional[Slot],
         slots: SlotSource,
         group: Group,
+        *,
+        repeat: Optional[Callable[[], None]] = None,
     ) -> None:
         self.state: State = State.RUNNING
         self.worker: Worker = worker
@@ -62,8 +66,10 @@ class Run:
         self.issuing: threading.Lock = threading.Lock()  # held while a callback runs
         self.issuer: Optional[int] = None  # by the thread that runs it
         self.watched: Optional[int] = None  # the descriptor that tells of the next event
+        self.unbegun: bool = False  # its worker closed, and another one is to have the work
         self._channel = channel
         self._slots = slots
+        self._repeat = repeat  # gives the work to another worker, of which the channel then tells
         group.tracked.add(self)
 
     @property
@@ -81,7 +87,9 @@ class Run:
             received = self._channel.receive()
             if received is None:
                 return
-            if isinstance(received, Closed):
+            if received is Closed.UNBEGUN:
+                self._apply(Event.UNBEGUN, poller)
+            elif isinstance(received, Closed):
                 self._apply(Event.CLOSED, poller)
             else:
                 self.frame = received
@@ -90,6 +98,12 @@ class Run:
             self._reap(poller)
         elif self.state is State.REAPED:
             self._return_slot(poller)
+
+    def relaunch(self) -> None:
+        """Have another worker for the work. Not under the lock, as that takes its time."""
+        assert self._repeat is not None, "only work that can be repeated is told to be unbegun"
+        self.unbegun = False
+        self._repeat()
 
     def register(self, callback: Callable[[], object]) -> tuple[int, bool]:
         """Queue a callback: its number, and whether it is due at once."""
@@ -126,6 +140,8 @@ class Run:
             if effect is Effect.CLOSE_CHANNEL:
                 self._watch(poller, None)
                 self._channel.close()
+            elif effect is Effect.RELAUNCH:
+                self.unbegun = True
             elif effect is Effect.REAP:
                 self._reap(poller)
             elif effect is Effect.CLOSE_WORKER:

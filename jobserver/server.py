@@ -86,6 +86,20 @@ class Jobserver:
         """
         return self._with(self._settings.replace_sleep(fn))
 
+    def replace_workers(self, max_tasks: Optional[int] = None, idle: float = 10.0) -> Self:
+        """A new handle whose workers serve up to `max_tasks` submissions each (None: any number).
+
+        A worker leaves when it has been idle for `idle` seconds. Work and arguments are pickled
+        then, under every start method. Each submission has its env, its preexec and its slot as
+        with a fresh worker, which `max_tasks=1`, the default of a Jobserver, gives to each.
+
+        Raises TypeError for what is not a number, ValueError for `max_tasks` below 1 and for `idle`
+        that is negative or not finite.
+        """
+        tasks = None if max_tasks is None else s.check_positive("max_tasks", max_tasks)
+        seconds = s.check_seconds("idle", idle)
+        return self._with(self._settings.replace_workers(tasks, seconds))
+
     def submit(
         self,
         fn: Callable[..., T],
@@ -142,8 +156,8 @@ class Jobserver:
         """
         _check_callable(fn)
         seconds = s.check_timeout(timeout)
-        chunk = _check_positive("chunksize", chunksize)
-        buffer = None if buffersize is None else _check_positive("buffersize", buffersize)
+        chunk = s.check_positive("chunksize", chunksize)
+        buffer = None if buffersize is None else s.check_positive("buffersize", buffersize)
         self._resources.check_open()
         calls = calls_of(argses, kwargses, lazily=buffer is not None)
         return Results(
@@ -288,11 +302,3 @@ def _check_work(
 def _check_consume(consume: object) -> None:
     if isinstance(consume, bool) or not isinstance(consume, int) or consume not in (0, 1):
         raise ValueError(f"consume must be 0 or 1, not {consume!r}")
-
-
-def _check_positive(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value!r}")
-    return value

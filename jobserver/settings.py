@@ -15,12 +15,21 @@ Gate = Callable[[], Optional[float]]
 
 
 @attrs.frozen
+class Reuse:
+    """Workers that serve many submissions."""
+
+    max_tasks: Optional[int] = None  # None: any number
+    idle: float = 10.0  # seconds without work after which one leaves
+
+
+@attrs.frozen
 class Settings:
     """What a handle adds to the work submitted through it. Each change is a new object."""
 
     env: tuple[tuple[str, Optional[str]], ...] = ()
     preexec: Optional[Callable[[], object]] = None
     sleep: Optional[Gate] = None
+    reuse: Optional[Reuse] = None  # None: a fresh worker for each submission
 
     def revise_env(self, revision: EnvPairs) -> Settings:
         """Merge a revision onto the earlier ones, checked as `os.environ` would check it."""
@@ -41,6 +50,17 @@ class Settings:
         if not callable(fn):
             raise TypeError(f"sleep must be callable, not {fn!r}")
         return attrs.evolve(self, sleep=fn)
+
+    def replace_workers(self, max_tasks: Optional[int], idle: float) -> Settings:
+        reuse = None if max_tasks == 1 else Reuse(max_tasks, idle)
+        return attrs.evolve(self, reuse=reuse)
+
+    def limit_tasks(self, most: int) -> Settings:
+        """No more tasks a worker than this."""
+        if self.reuse is None:
+            return self
+        tasks = self.reuse.max_tasks
+        return self.replace_workers(most if tasks is None else min(tasks, most), self.reuse.idle)
 
     def delay(self) -> Optional[float]:
         """Ask the gate: None admits, a number is the seconds to sleep before asking again."""
@@ -64,20 +84,32 @@ def check_timeout(timeout: object) -> Optional[float]:
     """The timeout in seconds as a float, or None for no end; anything unfit raises."""
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+    return check_seconds("timeout", timeout, "None or ", " (None waits for ever)")
+
+
+def check_seconds(name: str, value: object, others: str = "", hint: str = "") -> float:
+    """A number of seconds as a float; anything unfit raises and names the argument."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
-            f"timeout must be None or a number of seconds, not {timeout!r} "
-            f"of type {type(timeout).__qualname__}"
+            f"{name} must be {others}a number of seconds, not {value!r} "
+            f"of type {type(value).__qualname__}"
         )
     try:
-        seconds = float(timeout)
+        seconds = float(value)
     except OverflowError:
         seconds = math.inf
     if not (0 <= seconds < math.inf):
-        raise ValueError(
-            f"timeout must be finite and >= 0 seconds (None waits for ever), not {timeout!r}"
-        )
+        raise ValueError(f"{name} must be finite and >= 0 seconds{hint}, not {value!r}")
     return seconds
+
+
+def check_positive(name: str, value: object) -> int:
+    """An int of at least 1; anything unfit raises and names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}")
+    return value
 
 
 def _pairs(revision: object) -> Iterable[tuple[str, Optional[str]]]:

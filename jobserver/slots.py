@@ -181,6 +181,23 @@ class SlotPool:
         self._lent = None
         return True
 
+    def open_receipt(self) -> int:
+        """A description for a worker that serves, which holds nothing."""
+        return self.kernel.open()
+
+    def close_receipt(self, receipt: int) -> None:
+        """Close what `open_receipt` made."""
+        self.kernel.close(receipt)
+
+    def hand_over(self, slot: Slot, receipt: int) -> None:
+        """Have the description of a worker that serves hold a slot's place."""
+        # First the one, then the other, lest there be a moment in which nobody holds it.
+        self.kernel.lock(receipt, slot.place)
+        self.kernel.unlock(slot.receipt, slot.place)
+        if not slot.kept:
+            self._close(slot.receipt)
+        slot.receipt, slot.kept = receipt, True
+
     def held(self, slot: Slot) -> worker.Held:
         """What a worker on this slot has to know of it, so that it can lend it on."""
         return self.identity, slot.place, slot.relief
@@ -284,7 +301,8 @@ class SlotPool:
         if ended:
             # Not left to closing: children that have just been forked have copies, for a moment.
             self.kernel.unlock(receipt)
-            self._close(receipt)
+            if not slot.kept:
+                self._close(receipt)
             return
         if receipt == self._kept:
             self._kept = -1

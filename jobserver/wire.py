@@ -31,6 +31,8 @@ EXIT = 2  # the work raised what ends a process (SystemExit, KeyboardInterrupt);
 # Of exactly these types, reducers know nothing. A pickler that asks them costs 80 µs after a fork.
 _ATOMS = frozenset((type(None), bool, int, float, str, bytes))
 
+LAST = 0x80  # a flag beside these: the worker answers nothing more
+
 _ONE_WRITE = 1 << 16  # bytes; below, header, text and body are joined to save system calls
 
 
@@ -48,12 +50,13 @@ class RemoteTraceback(Exception):
 class Frame:
     """A frame as it arrived. Its body is not unpickled before somebody wants it."""
 
-    __slots__ = ("body", "kind", "text")
+    __slots__ = ("body", "kind", "last", "text")
 
-    def __init__(self, kind: int, text: str, body: memoryview) -> None:
+    def __init__(self, kind: int, text: str, body: memoryview, *, last: bool = True) -> None:
         self.kind: int = kind
         self.text: str = text
         self.body: memoryview = body
+        self.last: bool = last  # the worker answers nothing more, and leaves
 
     def load(self) -> object:
         """The value or the exception in the body, an exception with the worker's traceback.
@@ -90,9 +93,9 @@ class Packet:
         self.text: bytes = text.encode("utf-8", "backslashreplace")
         self.body: memoryview = body
 
-    def send(self, fd: int) -> None:
+    def send(self, fd: int, *, last: bool = True) -> None:
         """Write the frame; wait for the reader as long as it takes."""
-        header = HEADER.pack(self.kind, len(self.text), len(self.body))
+        header = HEADER.pack(self.kind | (LAST if last else 0), len(self.text), len(self.body))
         if len(self.body) < _ONE_WRITE:
             parts = [memoryview(b"".join((header, self.text, self.body)))]
         else:

@@ -42,12 +42,13 @@ answering: Optional[int] = None
 # What a process forked by a `forker` inherited in memory, because it may not be picklable.
 carried: Optional[Callable[[], object]] = None
 
-# The descriptors that came with the work that runs here; see `Descriptor`.
-received: Sequence[int] = ()
+# The descriptors that came with the work that runs here, -1 in the place of those that somebody has
+# taken; see `Descriptor`.
+received: list[int] = []
 
 
 class Descriptor:
-    """A descriptor that a forker passes on: its place in the list of those received."""
+    """A descriptor that comes through a socket: its place in the list of those received."""
 
     __slots__ = ("index",)
 
@@ -58,7 +59,8 @@ class Descriptor:
         return Descriptor, (self.index,)
 
     def detach(self) -> int:
-        return received[self.index]
+        fd, received[self.index] = received[self.index], -1
+        return fd
 
 
 def arrived(descriptor: Detachable) -> Detachable:
@@ -78,8 +80,12 @@ class InitializerFailed(Exception):
     """An executor's initializer raised, so no work can run; `__cause__` says what."""
 
 
+# The initializers that have run in this process.
+initialized: set[bytes] = set()
+
+
 class Initialize:
-    """Run an executor's initializer, then the preexec of its Jobserver."""
+    """Run an executor's initializer, once in a process, then the preexec of its Jobserver."""
 
     def __init__(
         self,
@@ -90,12 +96,15 @@ class Initialize:
         self.initializer = initializer
         self.initargs = initargs
         self.preexec = preexec
+        self._key = os.urandom(16)
 
     def __call__(self) -> object:
-        try:
-            self.initializer(*self.initargs)
-        except Exception as cause:
-            raise InitializerFailed(repr(cause)) from cause
+        if self._key not in initialized:
+            try:
+                self.initializer(*self.initargs)
+            except Exception as cause:
+                raise InitializerFailed(repr(cause)) from cause
+            initialized.add(self._key)
         return None if self.preexec is None else self.preexec()
 
 
@@ -146,19 +155,20 @@ def _work(reply: int, env: Env, slot: Optional[Held], lock: int, load: Callable[
         receipt = lock
     try:
         try:
-            _revise_environ(env)
-            packet = wire.pack_value(_call(*load()))
+            revise_environ(env)
+            packet = wire.pack_value(call(*load()))
         except Exception as error:
             packet = wire.pack_error(error)
     except BaseException as leaving:
         # Also from pickling the result, or the exception: user code runs there as well.
-        _answer(reply, wire.pack_error(leaving))
-        _leave(leaving)
+        answer(reply, wire.pack_error(leaving))
+        leave(leaving)
     else:
-        _answer(reply, packet)
+        answer(reply, packet)
 
 
-def _revise_environ(env: Env) -> None:
+def revise_environ(env: Iterable[tuple[str, Optional[str]]]) -> None:
+    """Set environment variables; None unsets one."""
     for name, value in env:
         if value is None:
             os.environ.pop(name, None)
@@ -166,12 +176,13 @@ def _revise_environ(env: Env) -> None:
             os.environ[name] = value
 
 
-def _call(
+def call(
     preexec: Optional[Callable[[], object]],
     fn: Callable[..., object],
     args: Iterable[object],
     kwargs: Mapping[str, object],
 ) -> object:
+    """Run the work, within what preexec returns if that is a context manager."""
     around = None if preexec is None else preexec()
     if around is None:
         return fn(*args, **kwargs)
@@ -185,17 +196,27 @@ def _call(
     return None
 
 
-def _answer(reply: int, packet: wire.Packet) -> None:
+def answer(reply: int, packet: wire.Packet, *, last: bool = True) -> None:
+    """Send how the work ended; close the channel with the `last` answer."""
     global answering
     try:
-        packet.send(reply)
+        packet.send(reply, last=last)
     except BrokenPipeError:
         pass  # whoever wanted the result has gone
-    answering = None
-    os.close(reply)
+    if last:
+        answering = None
+        os.close(reply)
 
 
-def _leave(leaving: BaseException) -> NoReturn:
+def close_received() -> None:
+    """Close those of the descriptors received that nobody has taken."""
+    while received:
+        fd = received.pop()
+        if fd >= 0:
+            os.close(fd)
+
+
+def leave(leaving: BaseException) -> NoReturn:
     """End with the exit status that multiprocessing gives, without its traceback on stderr."""
     if isinstance(leaving, SystemExit):
         raise leaving

@@ -167,6 +167,7 @@ class _Round:
             odds=self.pace.odds,
             nap=self.pace.nap,
             executors=self.draw.random() < 0.5,
+            reuse=self.draw.random() < 0.5,
         )
         self.reports: dict[str, Connection] = {}
         self.observer = 0

@@ -26,7 +26,7 @@ import attrs
 
 from .. import wire
 from ..engine import Engine
-from ..protocols import Closed, Slot, Task
+from ..protocols import Closed, Post, Slot, Task
 from ..resources import Resources
 from ..server import Jobserver
 from ..settings import Settings
@@ -312,6 +312,15 @@ class VirtualSlots:
     def held(self, slot: Slot) -> tuple[str, int, Optional[int]]:
         return self.identity, slot.place, slot.relief
 
+    def open_receipt(self) -> int:
+        return -1
+
+    def close_receipt(self, receipt: int) -> None:
+        pass
+
+    def hand_over(self, slot: Slot, receipt: int) -> None:
+        pass
+
     def give_back(self, slot: Slot, *, ended: bool = True) -> bool:
         self._world.check(ended, "a slot is given back of a worker that may still run")
         if slot is self._lent:
@@ -503,6 +512,9 @@ class ScriptedLauncher:
         channel.fate, channel.frame = fate, frame
         self._world.reach("launch")
         return worker
+
+    def hire(self, post: Post) -> ScriptedWorker:
+        raise AssertionError(f"no double serves more than one piece of work: {post}")
 
 
 def _outcome(task: Task, scripts: list[Script]) -> Optional[wire.Frame]:

@@ -103,6 +103,7 @@ class Life(RuleBasedStateMachine):
         effects: dict[Event, tuple[bool, list[Effect]]] = {
             Event.DELIVERED: (not self.settled, [Effect.CLOSE_CHANNEL, Effect.REAP]),
             Event.CLOSED: (not self.settled, [Effect.CLOSE_CHANNEL, Effect.REAP]),
+            Event.UNBEGUN: (not self.settled, [Effect.CLOSE_CHANNEL, Effect.RELAUNCH]),
             Event.EXITED: (
                 self.settled and not self.reaped,
                 [Effect.CLOSE_WORKER, Effect.RETURN_SLOT],

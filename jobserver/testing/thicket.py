@@ -40,6 +40,7 @@ class Scene:
     odds: float  # that a process draws to kill itself
     nap: float  # seconds at most that work computes without a break
     executors: bool  # whether there may be any
+    reuse: bool  # whether workers may serve again
 
     def below(self, number: int) -> Scene:
         return attrs.evolve(self, lineage=f"{self.lineage}/{number}", depth=self.depth - 1)
@@ -128,6 +129,13 @@ class _Grower:
     def compute(self) -> None:
         time.sleep(self.scene.nap * self.draw.random())
 
+    def handle(self) -> Jobserver:
+        """With fresh workers, or with some that serve again, at times hardly longer."""
+        if not self.scene.reuse or self.draw.random() < 0.2:
+            return self.js.replace_workers(max_tasks=1)
+        most, idle = self.draw.choice([None, 2, 5]), self.draw.choice([0, 0.001, 0.02, 10.0])
+        return self.js.replace_workers(most, idle)
+
     def submit(self) -> None:
         """Without end, so perhaps on the slot of this very process, which is not counted then."""
         with oracle.waiting(self.scene.oracle):
@@ -141,19 +149,19 @@ class _Grower:
         self._submit(consume=0, timeout=None)
 
     def _submit(self, consume: int, timeout: Optional[float]) -> None:
-        below = self.scene.below(self.number)
+        below, js = self.scene.below(self.number), self.handle()
         if consume and self.draw.random() < 0.3:
-            future: Future[Any] = self.js.submit(leaf, args=(below, 0), timeout=timeout)
+            future: Future[Any] = js.submit(leaf, args=(below, 0), timeout=timeout)
         else:
             args = self.js, below, consume == 1
-            future = self.js.submit(branch, args=args, consume=consume, timeout=timeout)
+            future = js.submit(branch, args=args, consume=consume, timeout=timeout)
         self.futures.append(future)
 
     def map(self) -> None:
         calls = [(self.scene, self.number * 1000 + number) for number in range(3)]
         chunksize = self.draw.choice([1, 2])
         with oracle.waiting(self.scene.oracle):
-            results = self.js.map(leaf, calls, chunksize=chunksize)
+            results = self.handle().map(leaf, calls, chunksize=chunksize)
             for _ in calls:
                 try:
                     next(results, None)
@@ -180,7 +188,7 @@ class _Grower:
     def execute(self) -> None:
         """The same through an executor."""
         futures: list[ExecutorFuture[Any]] = []
-        with oracle.waiting(self.scene.oracle), JobserverExecutor(self.js) as executor:
+        with oracle.waiting(self.scene.oracle), JobserverExecutor(self.handle()) as executor:
             for number in range(self.draw.randint(1, 3)):
                 args = self.js, self.scene.below(self.number * 1000 + number), True
                 try:

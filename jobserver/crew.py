@@ -1,0 +1,420 @@
+"""Where a submission gets its worker from: a fresh one, or one that has served others before.
+
+A worker that serves has a socket, on which it is sent work, and one result channel; it has one
+piece of work at a time. In between it is idle: it holds no slot, and leaves by itself after a
+while, or when its parent has gone. So a worker may leave, or be killed, at the very moment at which
+it is sent work. It counts what it begins in a file that is shared with its parent: what it has not
+begun, another worker is given, once.
+
+    submission ──> turn ── request ──> member ──> worker: serving
+                     ^                                 │
+                     └──────────── one frame ──────────┘
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterable
+from multiprocessing import util
+from typing import Callable, Final, Optional, Union
+
+from . import forks, serving, wire
+from .channel import PipeChannel
+from .engine import Engine
+from .parcels import collecting, open_unnamed, pickled
+from .protocols import Channel, Closed, Launcher, Post, Receiver, Slot, Task, Worker
+from .settings import Reuse
+
+# What a request has in its message; what is larger is in a file. Nothing is in the socket when one
+# is sent, and it holds more than this (net.core.wmem_default: 212,992), so that no sender waits.
+_MOST_INLINE: Final = 1 << 15  # bytes
+
+_NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+
+_LONGEST: Final = (1 << 31) - 1  # milliseconds that poll(2) can wait
+
+# Who is told to leave has nothing to do. One that takes longer must be stopped, and is killed.
+_PATIENCE: Final = 5.0  # seconds
+
+
+class Crew:
+    """The workers of one owner. Thread-safe."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        launcher: Launcher,
+        make_channel: Callable[[], Channel] = PipeChannel,
+    ) -> None:
+        self.engine = engine
+        self.closed: bool = False
+        self.launcher = launcher
+        self._make_channel = make_channel
+        self._idle: list[_Member] = []  # whoever has served last is last
+        self._leaving: set[_Member] = set()
+        forks.reset_in_children(self)
+
+    def start(self, task: Task) -> tuple[Worker, Receiver]:
+        """A fresh worker, for this task alone."""
+        channel = self._make_channel()
+        try:
+            worker = self.launcher.launch(task, channel.reply)
+        except BaseException:
+            channel.close()
+            raise
+        finally:
+            channel.close_reply()
+        return worker, channel
+
+    def engage(
+        self, task: Task, method: str, reuse: Reuse, slot: Optional[Slot]
+    ) -> tuple[Turn, Answer]:
+        """A turn of a worker that is idle, or of a new one."""
+        request = _Request(task, method, reuse.idle)
+        turn = Turn(self, request, reuse, slot)
+        try:
+            turn.assign()
+        except BaseException:
+            request.close()
+            raise
+        return turn, Answer(turn)
+
+    def find(self, reuse: Reuse) -> Optional[_Member]:
+        """One that is idle and may serve once more. Under the engine's lock."""
+        for index in range(len(self._idle) - 1, -1, -1):
+            member = self._idle[index]
+            if reuse.max_tasks is None or member.served < reuse.max_tasks:
+                del self._idle[index]
+                self.engine.neglect(member.channel.fileno())
+                return member
+        return None
+
+    def hire(self) -> _Member:
+        """A new one. Not to be called under the engine's lock, as it takes its time."""
+        _close_at_exit(self)
+        slots = self.engine.slots
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
+            channel = PipeChannel()
+            undo.callback(channel.close)
+            theirs.callback(channel.close_reply)
+            with forks.opening:
+                begun = forks.private(open_unnamed())
+            undo.callback(forks.close, begun)
+            with self.engine.lock:
+                receipt = slots.open_receipt()
+            undo.callback(slots.close_receipt, receipt)
+            requests, receiving = forks.socketpair()
+            undo.callback(forks.close_socket, requests)
+            theirs.callback(forks.close_socket, receiving)
+            post = Post(channel.reply, receiving.fileno(), begun, receipt)
+            worker = self.launcher.hire(post)
+            undo.pop_all()
+        return _Member(self, worker, requests, channel, begun=begun, receipt=receipt)
+
+    def release(self, member: _Member) -> None:
+        """It has served, and may again. Under the engine's lock."""
+        self._idle.append(member)
+        self.engine.attend(member.channel.fileno(), member)
+        if len(self._idle) > self.engine.slots.count:
+            self.part_with(self._idle[0])
+
+    def part_with(self, member: _Member) -> None:
+        """Have one leave that is idle, or that has ended. Under the engine's lock."""
+        if member in self._idle:
+            self._idle.remove(member)
+            self.engine.neglect(member.channel.fileno())
+        member.stop_sending()
+        if self.closed:
+            _end([member])
+            self.close_member(member)
+        elif member.worker.poll():
+            self.close_member(member)
+        else:
+            self._leaving.add(member)
+            self.engine.attend(member.worker.fileno(), member)
+
+    def move_along(self, member: _Member) -> None:
+        """There is something to see of one that has no work. Under the engine's lock."""
+        if member in self._idle:
+            self.part_with(member)
+        elif member in self._leaving and member.worker.poll():
+            self._leaving.discard(member)
+            self.engine.neglect(member.worker.fileno())
+            self.close_member(member)
+
+    def close_member(self, member: _Member) -> None:
+        """Let go of one that has ended. Under the engine's lock."""
+        member.close()
+        if member.receipt is not None:
+            self.engine.slots.close_receipt(member.receipt)
+
+    def close(self) -> None:
+        """Have all leave that are idle, and wait for their ends. Those at work leave after it."""
+        with self.engine.lock:
+            self.closed = True
+            # Nobody else sees to them from here on.
+            ending = [*self._idle, *self._leaving]
+            for member in self._idle:
+                self.engine.neglect(member.channel.fileno())
+            for member in self._leaving:
+                self.engine.neglect(member.worker.fileno())
+            self._idle = []
+            self._leaving = set()
+        _end(ending)
+        with self.engine.lock:
+            for member in ending:
+                self.close_member(member)
+            _crews.discard(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: they are its parent's, and the descriptors are closed."""
+        for member in (*self._idle, *self._leaving):
+            member.abandon()
+        self._idle = []
+        self._leaving = set()
+        _crews.discard(self)
+
+
+class _Member:
+    """A worker that serves, as its parent has it."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        worker: Worker,
+        requests: socket.socket,
+        channel: PipeChannel,
+        *,
+        begun: int,
+        receipt: int,
+    ) -> None:
+        self.worker = worker
+        self.requests = requests
+        self.channel = channel
+        self.receipt: Optional[int] = receipt  # None once it has been left to a slot
+        self.served = 0  # how much work it was sent
+        self._crew = crew
+        self._begun = begun
+
+    def has_begun(self) -> bool:
+        """Whether it has begun all that it was sent."""
+        data = os.pread(self._begun, serving.BEGUN.size, 0)
+        return bool(data) and serving.BEGUN.unpack(data)[0] == self.served
+
+    def leave_receipt(self, slot: Optional[Slot]) -> None:
+        """Leave the description to the slot that is on it, for this worker has ended."""
+        if slot is not None and slot.kept and slot.receipt == self.receipt:
+            slot.kept = False
+            self.receipt = None
+
+    def advance(self) -> None:
+        self._crew.move_along(self)
+
+    def stop_sending(self) -> None:
+        """Have it leave, if it has not: there will be no more work."""
+        forks.close_socket(self.requests)
+
+    def close(self) -> None:
+        forks.close_socket(self.requests)
+        self.channel.close()
+        forks.close(self._begun)
+        self.worker.close()
+
+    def abandon(self) -> None:
+        self.requests.detach()
+
+
+class Turn:
+    """What one submission has of a worker that serves: a `protocols.Worker`."""
+
+    def __init__(self, crew: Crew, request: _Request, reuse: Reuse, slot: Optional[Slot]) -> None:
+        self.member: _Member
+        self.answered = False  # and the worker stays
+        self._crew = crew
+        self._request = request
+        self._reuse = reuse
+        self._slot = slot
+        self._signals: list[int] = []
+        self._over = False  # and the worker is idle again
+        self._may_be_repeated = True
+
+    def assign(self, *, anew: bool = False) -> None:
+        """Send it to a worker that is idle; or to a new one, which is not just about to leave."""
+        crew = self._crew
+        slots = crew.engine.slots
+        while True:
+            member: Optional[_Member] = None
+            if not anew:
+                with crew.engine.lock:
+                    member = crew.find(self._reuse)
+            if member is None:
+                member = crew.hire()
+            member.served += 1
+            with crew.engine.lock:
+                # Before it can begin: from then on the slot is in use for as long as it lives.
+                if self._slot is not None and member.receipt is not None:
+                    slots.hand_over(self._slot, member.receipt)
+            if self._request.send(member.requests):
+                self.member = member
+                return
+            with crew.engine.lock:  # it has just left
+                member.leave_receipt(self._slot)
+                crew.part_with(member)
+
+    def is_unbegun(self) -> bool:
+        """Whether the work can be given to another worker, now that this one has closed."""
+        return self._may_be_repeated and not self._signals and not self.member.has_begun()
+
+    def repeat(self) -> None:
+        """Give the work to another worker; if that cannot be, it is lost with this one."""
+        self._may_be_repeated = False
+        crew, member = self._crew, self.member
+        try:
+            self.assign(anew=True)
+        except Exception:
+            return
+        with crew.engine.lock:
+            crew.part_with(member)
+            for signum in self._signals:  # sent meanwhile
+                self.member.worker.send_signal(signum)
+
+    @property
+    def pid(self) -> Optional[int]:
+        return self.member.worker.pid
+
+    @property
+    def exitcode(self) -> Optional[int]:
+        return 0 if self._over else self.member.worker.exitcode
+
+    def poll(self) -> bool:
+        """Whether the worker is idle again; or, if it is not used again, whether it has ended."""
+        member = self.member
+        most = self._reuse.max_tasks
+        worn = most is not None and member.served >= most
+        if self.answered and not (worn or self._signals or self._crew.closed):
+            self._over = True
+            self._crew.release(member)
+            return True
+        member.stop_sending()
+        return member.worker.poll()
+
+    def fileno(self) -> int:
+        return self.member.worker.fileno()
+
+    def send_signal(self, signum: int) -> None:
+        self._signals.append(signum)
+        self.member.worker.send_signal(signum)
+
+    def close(self) -> None:
+        self._request.close()
+        if not self._over:
+            self.member.leave_receipt(self._slot)
+            self._crew.close_member(self.member)
+
+
+class Answer:
+    """The result of one turn: a `protocols.Receiver`."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+
+    def fileno(self) -> int:
+        return self._turn.member.channel.fileno()
+
+    def receive(self) -> Union[wire.Frame, Closed, None]:
+        turn = self._turn
+        received = turn.member.channel.receive()
+        if isinstance(received, wire.Frame):
+            turn.answered = not received.last
+        elif received is Closed.CLOSED and turn.is_unbegun():
+            return Closed.UNBEGUN
+        return received
+
+    def close(self) -> None:
+        """The channel is the worker's, and closed with it."""
+
+
+class _Request:
+    """Work, pickled once, to be sent until somebody begins it."""
+
+    def __init__(self, task: Task, method: str, idle: float) -> None:
+        with collecting() as fds:
+            content = pickled(task, f"start method {method!r} with reused workers")
+        if len(fds) > serving.MOST_DESCRIPTORS - 1:
+            raise ValueError(f"the work refers to more than {serving.MOST_DESCRIPTORS - 1} files")
+        in_file = len(content) > _MOST_INLINE
+        header = serving.HEADER.pack(len(content), int(min(idle * 1000, _LONGEST)), in_file)
+        self._message: Final = header if in_file else header + content
+        self._fds: Final[list[int]] = []
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            if in_file:
+                with forks.opening:
+                    self._fds.append(forks.private(open_unnamed()))
+                _write(self._fds[0], content)
+            for fd in fds:
+                # Of its own: whose the others are may close them before this is sent again.
+                with forks.opening:
+                    self._fds.append(forks.private(os.dup(fd)))
+            undo.pop_all()
+
+    def send(self, requests: socket.socket) -> bool:
+        """Whether a worker may get it; False when it has certainly gone."""
+        try:
+            if self._fds:
+                socket.send_fds(requests, [self._message], self._fds, _NO_SIGNAL)
+            else:
+                requests.send(self._message, _NO_SIGNAL)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def close(self) -> None:
+        while self._fds:
+            forks.close(self._fds.pop())
+
+
+def _write(fd: int, content: memoryview) -> None:
+    written = 0
+    while written < len(content):
+        written += os.pwrite(fd, content[written:], written)
+
+
+def _end(members: Iterable[_Member]) -> None:
+    """Wait until workers that have no work have ended."""
+    for member in members:
+        member.stop_sending()
+    deadline = time.monotonic() + _PATIENCE
+    for member in members:
+        waiting = select.poll()
+        while not member.worker.poll():
+            waiting.register(member.worker.fileno(), select.POLLIN)
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                member.worker.send_signal(signal.SIGKILL)
+            waiting.poll(1000 * remaining if remaining > 0 else None)
+
+
+# Those that may have somebody, whoever drops them: as long as one is known to its parent,
+# multiprocessing must not take it for garbage and close its descriptors.
+_crews: set[Crew] = set()
+_closing_pid: Optional[int] = None
+
+
+def _close_at_exit(crew: Crew) -> None:
+    """Have no worker outlive its parent's end, once the engine has drained what still runs."""
+    global _closing_pid
+    _crews.add(crew)
+    if _closing_pid != os.getpid():
+        _closing_pid = os.getpid()
+        util.Finalize(None, _close_all, exitpriority=90)
+
+
+def _close_all() -> None:
+    for crew in list(_crews):
+        crew.close()

@@ -1,0 +1,170 @@
+"""The loop of a worker that is used again: one piece of work after another, until it leaves.
+
+It leaves when it has been idle for as long as its last work allowed, when its parent has gone or
+wants it to, and after work that has ended the process or left a copy of the result channel
+somewhere. Whatever it is about, what it has not *begun* has not happened: it counts what it begins
+where its parent sees that, before it looks at the work.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import socket
+import struct
+import sys
+from io import BytesIO
+
+from . import wire, worker
+
+TYPE_CHECKING = False  # spares every spawned worker the import of typing
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import BinaryIO, Optional
+
+# How long what follows is, in bytes; how long to wait for work after this, in milliseconds; and
+# whether what follows is in a file, the first of the descriptors that come with this.
+HEADER = struct.Struct("!QQ?")
+BEGUN = struct.Struct("q")
+
+MOST_DESCRIPTORS = 253  # in one message: SCM_MAX_FD of Linux
+_AT_ONCE = 1 << 16  # bytes that are received at once
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+# Waits for what the work itself has submitted, before the work is answered; see `engine`.
+drain: Optional[Callable[[], None]] = None
+
+# What this process has of its parent, if it runs such a loop: not for the children of its work.
+_requests: Optional[socket.socket] = None
+_begun = -1
+
+# Whether the work has forked: then a copy of the result channel may outlive this process.
+_copied = False
+
+
+class Request:
+    """Work as it arrived."""
+
+    __slots__ = ("fds", "idle", "stream")
+
+    def __init__(self, idle: int, stream: BinaryIO, fds: list[int]) -> None:
+        self.idle: int = idle
+        self.stream: BinaryIO = stream
+        self.fds: list[int] = fds
+
+
+def serve_inherited(reply: int, requests: int, begun: int, receipt: int = -1) -> None:
+    """In a forked worker, with the descriptors of a `Post`."""
+    global _requests, _begun, _copied
+    _copied = False
+    _requests = socket.socket(fileno=requests)
+    _begun = begun
+    worker.answering = reply
+    worker.receipt = receipt if receipt >= 0 else None
+    try:
+        _serve(reply, _requests)
+    finally:
+        _close()
+
+
+def is_serving() -> bool:
+    """Whether this process runs work after work."""
+    return _requests is not None
+
+
+def serve_received(*descriptors: worker.Detachable) -> None:
+    """In a worker that was started afresh: the same, as descriptors to be detached."""
+    fds = [descriptor.detach() for descriptor in descriptors]
+    for fd in fds:
+        # They arrive inheritable. A program that the work starts must not have them.
+        os.set_inheritable(fd, False)
+    serve_inherited(*fds)
+
+
+def _serve(reply: int, requests: socket.socket) -> None:
+    waiting = select.poll()
+    waiting.register(requests, select.POLLIN)
+    idle: Optional[int] = None  # the first work is on its way
+    number = 0
+    while True:
+        try:
+            if not waiting.poll(idle):
+                return
+            request = _receive(requests)
+        except KeyboardInterrupt:
+            return  # nothing was begun
+        if request is None:
+            return
+        idle = request.idle
+        number += 1
+        if _run(request, reply, number):
+            return
+
+
+def _receive(requests: socket.socket) -> Optional[Request]:
+    """The next work; None when nobody will send any."""
+    data, fds, _, _ = socket.recv_fds(requests, _AT_ONCE, MOST_DESCRIPTORS, _CLOSE_ON_EXEC)
+    while data:
+        if len(data) >= HEADER.size:
+            size, idle, in_file = HEADER.unpack_from(data)
+            if in_file:
+                return Request(idle, open(fds[0], "rb"), fds[1:])
+            if len(data) == HEADER.size + size:
+                return Request(idle, BytesIO(memoryview(data)[HEADER.size :]), fds)
+        part = requests.recv(_AT_ONCE)
+        if not part:
+            break
+        data += part
+    return None
+
+
+def _run(request: Request, reply: int, number: int) -> bool:
+    """Run one piece of work and answer: whether the worker is to leave."""
+    changed: dict[str, Optional[str]] = {}
+    try:
+        try:
+            os.pwrite(_begun, BEGUN.pack(number), 0)
+            with request.stream as stream:
+                env, worker.held, _ = pickle.load(stream)
+                changed = {name: os.environ.get(name) for name, _ in env}
+                worker.revise_environ(env)
+                worker.received = request.fds
+                call = pickle.load(stream)
+            packet = wire.pack_value(worker.call(*call))
+        except Exception as error:
+            packet = wire.pack_error(error)
+        finally:
+            worker.revise_environ(changed.items())
+            worker.close_received()
+        if drain is not None:
+            drain()
+    except BaseException as leaving:
+        # Also from pickling the result, or the exception: user code runs there as well.
+        worker.answer(reply, wire.pack_error(leaving))
+        worker.leave(leaving)
+    worker.held = None
+    worker.answer(reply, packet, last=_copied)
+    return _copied
+
+
+def _note_copy() -> None:
+    """In the parent of a fork: unless it forked a worker, the child has the result channel."""
+    global _copied
+    if _requests is None:
+        return
+    forks = sys.modules.get(f"{__package__}.forks")
+    _copied |= forks is None or not forks.is_handing_over()
+
+
+def _close() -> None:
+    """Take no more work: at the end, and in a forked child."""
+    global _requests
+    if _requests is not None:
+        os.close(_requests.detach())
+        os.close(_begun)
+        _requests = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_note_copy, after_in_child=_close)
