@@ -33,11 +33,12 @@ UNHURT = 600.0  # seconds that a stage may take without a mutant
 MEMORY = 4 << 30  # bytes a process; a mutant may well ask for more than there is
 MARK = "JOBSERVER_MUTANT"  # in the environment of all that tests start
 
-QUICK = ("-p", "no:cacheprovider", "-x", "-q", "--start-method=fork")
+HASTY = f"{__package__}.hasty"
+QUICK = ("-p", HASTY, "-p", "no:cacheprovider", "-q", "--start-method=fork")
 MACHINES = (*QUICK, "--hypothesis-profile=mutants")
 
-# By module, the tests that find most of its mutants, those that are done soonest first. Each line
-# is one run of pytest, with a bound of its own: a mutant that hangs costs what a stage may take.
+# By module, the tests that find its mutants, those that are done soonest first. Each line is a run
+# of pytest, with a bound of its own: a mutant that hangs costs what a stage may take.
 STAGES: dict[str, list[tuple[str, ...]]] = {
     "lifecycle": [
         (*MACHINES, "property_tests/test_lifecycle.py"),
@@ -62,9 +63,9 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
         (*QUICK, "tests/test_map.py"),
     ],
     "slots": [
-        (*MACHINES, "property_tests/test_slot_sources.py"),
+        (*MACHINES, "property_tests/test_slot_sources.py", "tests/test_receipts.py"),
         (*MACHINES, "property_tests/test_proof.py", "-k", "no_slot"),
-        (*QUICK, "tests/test_receipts.py", "tests/test_slots.py"),
+        (*QUICK, "tests/test_slots.py"),
         (*QUICK, "tests/test_nesting.py", "tests/test_recovery.py"),
     ],
 }
