@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from cosmic_ray.work_db import use_db
 
 from .accepted import ACCEPTED
 from .operators import Provider, counts
+
+KILLED, HUNG, SURVIVED = "killed", "hung", "survived"
 
 ENOUGH = 90  # percent of a module's mutants that must be killed
 UNHURT = 600.0  # seconds that a stage may take without a mutant
@@ -46,6 +49,8 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
     ],
     "settings": [
         (*QUICK, "tests/test_settings.py"),
+        (*QUICK, "tests/test_executor_sharing.py", "-k", "handle_applies"),
+        (*QUICK, "tests/test_submit.py", "tests/test_future.py", "-k", "timeout"),
     ],
     "wire": [
         (*QUICK, "tests/test_faults.py"),
@@ -146,16 +151,16 @@ class Suite:
             start = time.monotonic()
             if _run(command, UNHURT) != 0:
                 sys.exit(f"mutants: without any, this fails: {' '.join(command)}")
-            self._stages.append((command, 15 + 3 * (time.monotonic() - start)))
+            self._stages.append((command, 10 + 2 * (time.monotonic() - start)))
 
     def verdict(self) -> str:
         for command, bound in self._stages:
             status = _run(command, bound)
             if status is None:
-                return "killed, hung"
+                return HUNG
             if status:
-                return "killed"
-        return "survived"
+                return KILLED
+        return SURVIVED
 
 
 def _run(command: list[str], bound: float) -> int | None:
@@ -201,34 +206,38 @@ def planted(mutant: Mutant) -> Iterator[None]:
 
 
 def try_all(module: str, only: str) -> bool:
-    """Whether enough are killed, and who survives is accepted."""
+    """Whether enough are killed, and who survives is accepted. Who is accepted is not tried."""
+    mutants = [mutant for mutant in mutants_of(module) if only in str(mutant)]
+    doubtful = [mutant for mutant in mutants if not mutant.accepted]
     suite = Suite(module)
     # What was compiled so far stays; nothing compiled of a mutant may be taken for another.
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     for path in Path("jobserver", "__pycache__").glob(f"{module}.*.pyc"):
         path.unlink()
-    survivors = []
     start = time.monotonic()
-    mutants = [mutant for mutant in mutants_of(module) if only in str(mutant)]
-    verdicts = []
-    for number, mutant in enumerate(mutants, 1):
+    verdicts: dict[Mutant, str] = {}
+    for number, mutant in enumerate(doubtful, 1):
         with planted(mutant):
-            verdicts.append(suite.verdict())
-        if verdicts[-1] == "survived":
-            survivors.append(mutant)
-        print(f"{number}/{len(mutants)} {verdicts[-1]}: {mutant.place}", flush=True)
+            verdicts[mutant] = suite.verdict()
+        shown = mutant if verdicts[mutant] == SURVIVED else mutant.place
+        print(f"{number}/{len(doubtful)} {verdicts[mutant]}: {shown}", flush=True)
     del os.environ["PYTHONDONTWRITEBYTECODE"]
-    killed = 100 * (1 - len(survivors) / max(1, len(mutants)))
-    unknown = [mutant for mutant in survivors if not mutant.accepted]
+    outcomes = Counter(verdicts.values())
+    survivors = [mutant for mutant, verdict in verdicts.items() if verdict == SURVIVED]
+    score = 100 * (outcomes[KILLED] + outcomes[HUNG]) / len(mutants)
     print(
-        f"{module}: {len(mutants)} mutants, {killed:.1f} % killed "
-        f"({verdicts.count('killed, hung')} of them hung), {len(survivors)} survived, "
-        f"{len(unknown)} not accepted; {time.monotonic() - start:.0f} s",
+        f"{module}: {len(mutants)} mutants, {score:.1f} % killed ({outcomes[HUNG]} hung), "
+        f"{len(mutants) - len(doubtful)} accepted, {len(survivors)} survived; "
+        f"{time.monotonic() - start:.0f} s",
         flush=True,
     )
-    for mutant in unknown:
-        print(f"not accepted: {mutant}", flush=True)
-    return killed >= ENOUGH and not unknown
+    for mutant in survivors:
+        print(f"survived: {mutant}", flush=True)
+    gone = [] if only else [each for each in ACCEPTED if each.module == module]
+    gone = [each for each in gone if not any(map(each.covers, mutants))]
+    for each in gone:
+        print(f"accepted, but there is no such mutant: {each}", flush=True)
+    return score >= ENOUGH and not survivors and not gone
 
 
 def main() -> None:
