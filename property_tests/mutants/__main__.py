@@ -53,9 +53,8 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
         (*QUICK, "tests/test_submit.py", "tests/test_future.py", "-k", "timeout"),
     ],
     "wire": [
-        (*QUICK, "tests/test_faults.py"),
-        (*QUICK, "tests/test_losses.py", "tests/test_big_results.py"),
-        (*QUICK, "tests/test_submit.py", "tests/test_map.py"),
+        (*QUICK, "tests/test_wire.py"),
+        (*QUICK, "tests/test_rooms.py", "-k", "next_to_nothing"),
     ],
     "future": [
         (*QUICK, "tests/test_future.py", "tests/test_callbacks.py"),
