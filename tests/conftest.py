@@ -38,6 +38,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("method", [name for name in chosen if name in available])
 
 
+def pytest_collection_finish() -> None:
+    """Have `gc.collect` pass over what is there to stay: it runs twice a test."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_make_parametrize_id(val: object) -> Optional[str]:
     """A name that is the same in every process, so that tests can be shared among several."""
     if " at 0x" not in repr(val):

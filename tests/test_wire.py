@@ -76,6 +76,12 @@ def test_a_value_is_loaded_as_it_was_packed(value: Any, monkeypatch: pytest.Monk
     assert type(frame.load()) is type(value)
 
 
+def test_values_of_plain_types_ask_no_reducers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "ForkingPickler", None)
+    for value in (None, True, 7, 1.5, "text", b"bytes"):
+        assert arrived(wire.pack_value(value), monkeypatch).load() == value
+
+
 def test_a_value_that_is_an_exception_has_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = arrived(wire.pack_value(Plain("fine")), monkeypatch).load()
     assert isinstance(loaded, Plain)

@@ -58,8 +58,9 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
     ],
     "future": [
         (*QUICK, "tests/test_future.py", "tests/test_callbacks.py"),
+        (*QUICK, "tests/test_public_api.py", "tests/test_signals.py"),
+        (*QUICK, "tests/test_program_fork.py", "tests/test_losses.py"),
         (*MACHINES, "property_tests/test_library.py"),
-        (*QUICK, "tests/test_losses.py", "tests/test_program_fork.py"),
     ],
     "server": [
         (*QUICK, "tests/test_public_api.py", "tests/test_submit.py"),
