@@ -468,6 +468,23 @@ def test_one_description_is_kept_for_the_next_slot(tree: Tree) -> None:
     assert root.opened == set()
 
 
+def test_the_next_description_is_kept_when_the_kept_one_is_gone(tree: Tree) -> None:
+    root = tree.member()
+    kept, other = some(root.slots.take()), some(root.slots.take())
+    first = kept.receipt
+    root.slots.give_back(other, ended=False)
+    root.slots.give_back(kept)
+    assert root.opened == {first}
+    root.slots.give_back(some(root.slots.take()), ended=False)
+    assert root.opened == set()
+    somebody_elses = os.dup(0)  # most likely the number that was ours
+    slot = some(root.slots.take())
+    second = slot.receipt
+    root.slots.give_back(slot)
+    assert root.opened == {second}
+    os.close(somebody_elses)
+
+
 def test_the_bytes_of_the_gate_count(tree: Tree) -> None:
     for number in range(1, 4):
         assert tree.kernel.read()
@@ -507,6 +524,18 @@ def test_nothing_is_lent_while_others_are_in_the_gate(
     slot = some(first.lend())
     assert first.opened == {slot.receipt}
     assert some(first.slots.take()).receipt != slot.receipt
+
+
+def test_who_is_kept_out_of_the_gate_pauses_before_it_tries_again(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree.member()
+    root.shut_out(monkeypatch)
+    pauses: list[None] = []
+    monkeypatch.setattr(root.kernel, "pause", lambda: pauses.append(None))
+    assert root.slots.take() is None
+    assert len(pauses) > 1
+    assert root.slots.hindered
 
 
 def test_nobody_is_relieved_while_others_are_in_the_gate(
@@ -604,6 +633,14 @@ def test_more_are_held_than_there_are_slots(tree: Tree) -> None:
     assert root.slots.recovered == 0
 
 
+def test_the_first_and_the_last_place_count(tree: Tree) -> None:
+    root = tree.member()
+    for place in (0, PLACES - DEPTHS):
+        root.kernel.lock(root.kernel.open(), place)
+        assert tree.kernel.read()
+        assert root.slots.audit() == 0
+
+
 def test_what_is_recovered_is_logged(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "jobserver")
     tree.member().slots.audit()
@@ -652,9 +689,13 @@ def test_a_forked_child_has_lent_nothing_and_opens_receipts_of_its_own(tree: Tre
     if pid == 0:
         status = 1
         try:
-            for pool in (root.slots, first.slots):
-                assert not pool.is_lent(slot)
-                pool.give_back(some(pool.take()))
+            for member in (root, first):
+                assert not member.slots.is_lent(slot)
+                os.dup(0)  # so that none of ours has the number of one of the parent's
+                taken = some(member.slots.take())
+                receipt = taken.receipt
+                assert member.slots.give_back(taken)
+                assert receipt in member.opened
             status = 0
         finally:
             os._exit(status)

@@ -132,10 +132,14 @@ def _compiles(code: str) -> bool:
 
 
 def _difference(source: str, code: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The lines that went and those that came, without indentation and blank lines."""
+    """The lines that went and those that came, without indentation, comments and blank lines."""
     lines = list(difflib.unified_diff(source.split("\n"), code.split("\n"), lineterm="", n=0))[2:]
     went, came = (
-        tuple(line[1:].strip() for line in lines if line[0] == sign and line[1:].strip())
+        tuple(
+            filter(
+                None, (line[1:].partition("  # ")[0].strip() for line in lines if line[0] == sign)
+            )
+        )
         for sign in "-+"
     )
     return went, came
