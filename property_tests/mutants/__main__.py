@@ -59,11 +59,13 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
     "future": [
         (*QUICK, "tests/test_future.py", "tests/test_callbacks.py"),
         (*QUICK, "tests/test_public_api.py", "tests/test_signals.py"),
+        (*QUICK, "tests/test_rooms.py", "-k", "type_checkers"),
         (*QUICK, "tests/test_program_fork.py", "tests/test_losses.py"),
         (*MACHINES, "property_tests/test_library.py"),
     ],
     "server": [
         (*QUICK, "tests/test_public_api.py", "tests/test_submit.py"),
+        (*QUICK, "tests/test_rooms.py", "-k", "type_checkers"),
         (*QUICK, "tests/test_handles.py", "tests/test_slots.py"),
         (*QUICK, "tests/test_map.py"),
     ],

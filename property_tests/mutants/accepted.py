@@ -43,6 +43,13 @@ ANY_NEGATIVE = "any negative number says that there is none"
 
 ACCEPTED = (
     Accepted(
+        "future",
+        "_settle",
+        "return True",
+        ("pass",),
+        "the engine finds the same; this spares it the look",
+    ),
+    Accepted(
         "slots",
         "<module>",
         'LIMIT: Final[int] = getattr(select, "PIPE_BUF", 512)',
