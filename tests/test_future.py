@@ -338,9 +338,21 @@ def test_dropping_it_while_running_warns(method: str, tmp_path: Path) -> None:
         js = Jobserver(method, 1)
         future = js.submit(pass_gate, args=(gate.path,))
         pid = pid_of(future)
-        kept: list[object] = [future, js]
-        del future, js
-        with pytest.warns(ResourceWarning):
+        kept: list[object] = [future]
+        del future
+        with pytest.warns(
+            ResourceWarning, match=rf"Dropping Future\(running.* pid={pid}"
+        ) as caught:
+            drop(kept)
+        (warning,) = caught
+        # Whoever dropped it, and (with tracemalloc) whoever made it.
+        line = drop.__code__.co_firstlineno + 1
+        assert (warning.filename, warning.lineno) == (__file__, line)
+        assert isinstance(warning.source, Future)
+        del warning, caught
+        kept.append(js)
+        del js
+        with pytest.warns(ResourceWarning, match="Finalizing Jobserver"):
             drop(kept)
     # The worker goes on, and whoever submits once its end is known cleans up after it.
     await_state(pid, "Z")
