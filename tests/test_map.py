@@ -218,7 +218,7 @@ def test_map_takes_the_inputs_as_they_were_at_the_call() -> None:
 
 @pytest.mark.parametrize("chunksize", [1, 3])
 @pytest.mark.parametrize("buffersize", [1, 2])
-def test_map_reads_lazily_with_buffersize(chunksize: int, buffersize: int) -> None:
+def test_map_reads_lazily_with_buffersize(chunksize: int, buffersize: int, tmp_path: Path) -> None:
     js = Jobserver("fork", 4)
     counted = Counted()
     results = js.map(identity, counted, chunksize=chunksize, buffersize=buffersize)
@@ -230,6 +230,7 @@ def test_map_reads_lazily_with_buffersize(chunksize: int, buffersize: int) -> No
     del results
     gc.collect()
     assert counted.taken <= 12 + ahead
+    check_slots(js, 4, tmp_path / "check")  # what was ahead has ended
 
 
 @pytest.mark.parametrize("chunksize", [1, 2])
