@@ -157,6 +157,16 @@ ACCEPTED = (
         ANY_NEGATIVE,
     ),
     Accepted(
+        "slots",
+        "_log",
+        'logging.getLogger("jobserver").debug("slots %s: " + text, self.identity[:8], number)',
+        (
+            'logging.getLogger("jobserver").debug("slots %s: " + text, self.identity[: 7], number)',
+            'logging.getLogger("jobserver").debug("slots %s: " + text, self.identity[: 9], number)',
+        ),
+        A_SIZE,
+    ),
+    Accepted(
         "wire",
         "<module>",
         "EXIT = 2",
