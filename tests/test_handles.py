@@ -622,3 +622,10 @@ def test_a_handle_in_a_cycle_is_collected() -> None:
     gc.collect()
     assert gone() is None
     assert descriptors() == before
+
+
+def test_a_handle_equals_itself_only() -> None:
+    js = Jobserver("fork", 1)
+    assert js != copy.copy(js)
+    assert js in {js}
+    assert len({js, copy.copy(js), copy.deepcopy(js)}) == 3

@@ -50,6 +50,24 @@ ACCEPTED = (
         "the engine finds the same; this spares it the look",
     ),
     Accepted(
+        "future",
+        "load",
+        "_release(run)",
+        ("pass",),
+        "the other of the two does it; there are two for an interrupt between",
+    ),
+    Accepted(
+        "server",
+        "<module>",
+        "@attrs.frozen(init=False, eq=False, repr=False, getstate_setstate=False)",
+        (
+            "@attrs.frozen(eq=False, repr=False, getstate_setstate=False)",
+            "@attrs.frozen(init=False, eq=False, getstate_setstate=False)",
+            "@attrs.frozen(init=False, eq=False, repr=False)",
+        ),
+        "attrs sees for itself that the class has its own; mypy has to be told",
+    ),
+    Accepted(
         "slots",
         "<module>",
         'LIMIT: Final[int] = getattr(select, "PIPE_BUF", 512)',
