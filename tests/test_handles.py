@@ -627,5 +627,4 @@ def test_a_handle_in_a_cycle_is_collected() -> None:
 def test_a_handle_equals_itself_only() -> None:
     js = Jobserver("fork", 1)
     assert js != copy.copy(js)
-    assert js in {js}
     assert len({js, copy.copy(js), copy.deepcopy(js)}) == 3
