@@ -161,12 +161,13 @@ class Suite:
             self._stages.append((command, 10 + 2 * (time.monotonic() - start)))
 
     def verdict(self) -> str:
-        for command, bound in self._stages:
-            status = _run(command, bound)
-            if status is None:
-                return HUNG
-            if status:
-                return KILLED
+        for stage in self._stages:
+            status = _run(*stage)
+            if status != 0:
+                # It comes first from now on: the next mutant is near, and may well be its prey.
+                self._stages.remove(stage)
+                self._stages.insert(0, stage)
+                return HUNG if status is None else KILLED
         return SURVIVED
 
 
