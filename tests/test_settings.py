@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from jobserver import Blocked, Future, Jobserver, LostResult
+from jobserver.settings import Settings
 from tests import errands
 from tests.processes import check_slots
 from tests.work import PATIENCE, Gate, add, await_file, echo, getpid, pass_gate, raise_value_error
@@ -294,6 +295,10 @@ def test_env_that_is_neither_mapping_nor_pairs_is_refused_at_once(revision: Any)
     with pytest.raises(TypeError, match="env must be a mapping or pairs") as caught:
         js.revise_env(revision)
     assert repr(revision) in str(caught.value)
+
+
+def test_whoever_has_no_gate_admits() -> None:
+    assert Settings().delay() is None
 
 
 @pytest.mark.parametrize("revision", [[5], [("A",)], ["A"], [("A", "1", "2")]])

@@ -49,7 +49,6 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
     ],
     "settings": [
         (*QUICK, "tests/test_settings.py"),
-        (*QUICK, "tests/test_executor_sharing.py", "-k", "handle_applies"),
         (*QUICK, "tests/test_submit.py", "tests/test_future.py", "-k", "timeout"),
     ],
     "wire": [
