@@ -251,6 +251,9 @@ USES: dict[str, Callable[[Jobserver], object]] = {
     "map buffersize": lambda js: list(js.map(add, [(1, 2)], buffersize=1)),
     "reclaim_resources": lambda js: js.reclaim_resources(),
     "enter": lambda js: js.__enter__(),
+    "revise_env": lambda js: js.revise_env({}),
+    "replace_preexec": lambda js: js.replace_preexec(int),
+    "replace_sleep": lambda js: js.replace_sleep(lambda: None),
 }
 
 uses = pytest.mark.parametrize("use", list(USES.values()), ids=list(USES))
