@@ -1,8 +1,9 @@
-"""The interpreter matrix: the tests under each CPython that this machine has."""
+"""The tests under each CPython that this machine has, and the mutants."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -33,3 +34,14 @@ def tests(session: nox.Session) -> None:
     """Run the tests, and the property tests over a few schedules; or pytest as told after `--`."""
     session.install("--quiet", "--editable", ".[test]")
     session.run("python", "-m", "pytest", *(session.posargs or ["-n", "auto"]))
+
+
+@nox.session(default=False)
+def mutants(session: nox.Session) -> None:
+    """Try the mutants of the modules that are told after `--`, or of all, in a copy of the tree."""
+    tree = Path(session.virtualenv.location, "tree")
+    shutil.rmtree(tree, ignore_errors=True)
+    shutil.copytree(".", tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "dist"))
+    session.install("--quiet", "--editable", f"{tree}[mutants]")
+    session.chdir(tree)
+    session.run("python", "-m", "property_tests.mutants", *session.posargs)

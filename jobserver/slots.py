@@ -258,7 +258,6 @@ class SlotPool:
         if self._kept_is_free:
             self.kernel.close(self._kept)
             self._kept_is_free = False
-        self._kept = -1
         self.kernel.shut()
 
     def after_fork(self) -> None:

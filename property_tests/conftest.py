@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tests import conftest as base
 from tests.conftest import _helpers_started, nothing_left, pytest_generate_tests
@@ -35,6 +35,8 @@ settings.register_profile(
     derandomize=False,
     print_blob=True,
 )
+# Whether there is a failure is all that counts, not the shortest program that shows it.
+settings.register_profile("mutants", settings.get_profile("quick"), phases=[Phase.generate])
 settings.load_profile("quick")
 
 # What the machines have tried, in whichever process: (machine, rule, what came of it).

@@ -107,7 +107,7 @@ def test_they_run_whatever_became_of_the_work(method: str) -> None:
 def test_what_cannot_be_called_is_refused(method: str) -> None:
     with Jobserver(method, 1) as js:
         future = js.submit(add, args=(1, 2))
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="fn must be callable, not 'not callable'"):
             future.when_done("not callable")  # type: ignore[arg-type]
         assert future.when_done(int) == 0
         assert future.result(PATIENCE) == 3

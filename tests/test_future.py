@@ -15,11 +15,11 @@ import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, ClassVar
 
 import pytest
 
-from jobserver import Blocked, CallbackRaised, Future, Jobserver, LostResult
+from jobserver import Blocked, CallbackRaised, Future, Jobserver, LostResult, wire
 from tests import mischief
 from tests.processes import await_state, check_slots, pid_of
 from tests.work import PATIENCE, Gate, add, identity, pass_gate, raise_value_error, touch
@@ -149,6 +149,59 @@ def test_many_threads_wait_for_the_same_loss_or_error(method: str) -> None:
             return error.value.args, loss.value.exitcode
 
         assert list(pool.map(both, range(8))) == [(("told",), -9)] * 8
+
+
+class Loaded:
+    """Takes its time to be unpickled, and counts how often that was."""
+
+    times: ClassVar[list[float]] = []
+
+    def __reduce__(self) -> tuple[Callable[[], Loaded], tuple[()]]:
+        return load_slowly, ()
+
+
+def load_slowly() -> Loaded:
+    Loaded.times.append(time.monotonic())
+    time.sleep(0.2)
+    return Loaded()
+
+
+def test_many_threads_load_a_result_once(method: str) -> None:
+    Loaded.times.clear()
+    with Jobserver(method, 1) as js:
+        future = js(Loaded)
+        assert future.wait(PATIENCE)
+        values: list[object] = []
+        threads = [
+            threading.Thread(target=lambda: values.append(future.result()), daemon=True)
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert len(values) == 4
+    assert len(set(map(id, values))) == 1
+    assert len(Loaded.times) == 1
+
+
+def test_a_result_once_loaded_is_kept_once(method: str) -> None:
+    """The bytes that it came in are not kept as well."""
+    others = frames()
+    with Jobserver(method, 1) as js:
+        futures: list[Future[Any]] = [js(identity, "value"), js(raise_value_error, "as told")]
+        for future in futures:
+            assert future.wait(PATIENCE)
+        assert frames() == others + 2
+        assert futures[0].result() == "value"
+        with pytest.raises(ValueError, match="as told"):
+            futures[1].result()
+        assert frames() == others
+
+
+def frames() -> int:
+    gc.collect()
+    return sum(isinstance(each, wire.Frame) for each in gc.get_objects())
 
 
 def test_each_thread_waits_for_its_own(method: str, tmp_path: Path) -> None:
@@ -338,9 +391,21 @@ def test_dropping_it_while_running_warns(method: str, tmp_path: Path) -> None:
         js = Jobserver(method, 1)
         future = js.submit(pass_gate, args=(gate.path,))
         pid = pid_of(future)
-        kept: list[object] = [future, js]
-        del future, js
-        with pytest.warns(ResourceWarning):
+        kept: list[object] = [future]
+        del future
+        with pytest.warns(
+            ResourceWarning, match=rf"Dropping Future\(running.* pid={pid}"
+        ) as caught:
+            drop(kept)
+        (warning,) = caught
+        # Whoever dropped it, and (with tracemalloc) whoever made it.
+        line = drop.__code__.co_firstlineno + 1
+        assert (warning.filename, warning.lineno) == (__file__, line)
+        assert isinstance(warning.source, Future)
+        del warning, caught
+        kept.append(js)
+        del js
+        with pytest.warns(ResourceWarning, match="Finalizing Jobserver"):
             drop(kept)
     # The worker goes on, and whoever submits once its end is known cleans up after it.
     await_state(pid, "Z")
@@ -366,5 +431,26 @@ def test_a_future_that_has_raised_is_freed_when_it_is_dropped(method: str) -> No
         reference = weakref.ref(future)
         with contextlib.suppress(ValueError):
             future.result()
+        del future
+        assert reference() is None
+
+
+class Told(Exception):
+    pass
+
+
+def tell() -> None:
+    raise Told
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_an_exception_is_freed_with_its_future(method: str) -> None:
+    with Jobserver(method, 1) as js:
+        future = js(tell)
+        try:
+            future.result()
+        except Told as error:
+            reference = weakref.ref(error)
+        assert reference() is not None
         del future
         assert reference() is None

@@ -252,6 +252,9 @@ USES: dict[str, Callable[[Jobserver], object]] = {
     "map buffersize": lambda js: list(js.map(add, [(1, 2)], buffersize=1)),
     "reclaim_resources": lambda js: js.reclaim_resources(),
     "enter": lambda js: js.__enter__(),
+    "revise_env": lambda js: js.revise_env({}),
+    "replace_preexec": lambda js: js.replace_preexec(int),
+    "replace_sleep": lambda js: js.replace_sleep(lambda: None),
 }
 
 uses = pytest.mark.parametrize("use", list(USES.values()), ids=list(USES))
@@ -661,3 +664,9 @@ def test_a_handle_in_a_cycle_is_collected() -> None:
     gc.collect()
     assert gone() is None
     assert descriptors() == before
+
+
+def test_a_handle_equals_itself_only() -> None:
+    js = Jobserver("fork", 1)
+    assert js != copy.copy(js)
+    assert len({js, copy.copy(js), copy.deepcopy(js)}) == 3

@@ -230,7 +230,7 @@ def test_map_reads_lazily_with_buffersize(chunksize: int, buffersize: int, tmp_p
     del results
     gc.collect()
     assert counted.taken <= 12 + ahead
-    check_slots(js, 4, tmp_path / "check")
+    check_slots(js, 4, tmp_path / "check")  # what was ahead has ended
 
 
 @pytest.mark.parametrize("chunksize", [1, 2])

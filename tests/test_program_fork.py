@@ -77,6 +77,8 @@ def test_the_child_cannot_wait(method: str, tmp_path: Path) -> None:
                     future.result(timeout)
                 with refused():
                     future.done(timeout)
+            with refused():
+                future.when_done(print)
             assert repr(future).startswith("Future(")
 
         in_forked_child(check)

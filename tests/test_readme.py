@@ -21,6 +21,18 @@ def test_the_diagram_is_that_of_the_table() -> None:
     assert fenced("mermaid") == [lifecycle.diagram() + "\n"]
 
 
+def test_the_diagram_is_what_the_command_prints() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobserver.lifecycle"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
+    assert (done.stdout, done.stderr) == (lifecycle.diagram() + "\n", "")
+
+
 def test_the_programs_run(tmp_path: Path) -> None:
     for number, program in enumerate(fenced("python")):
         path = tmp_path / f"program{number}.py"

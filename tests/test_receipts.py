@@ -6,6 +6,7 @@ and nothing else happens.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -54,6 +55,12 @@ class Member:
             return self.slots.lend()
         finally:
             worker.held = None
+
+    def shut_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Find others in the gate whenever it tries, until `monkeypatch.undo()`."""
+        for name in ("share", "exclude"):
+            monkeypatch.setattr(self.kernel, name, lambda: False)
+        monkeypatch.setattr(self.kernel, "pause", lambda: None)
 
     def die(self) -> None:
         """Be killed."""
@@ -461,9 +468,255 @@ def test_one_description_is_kept_for_the_next_slot(tree: Tree) -> None:
     assert root.opened == set()
 
 
+def test_the_next_description_is_kept_when_the_kept_one_is_gone(tree: Tree) -> None:
+    root = tree.member()
+    kept, other = some(root.slots.take()), some(root.slots.take())
+    first = kept.receipt
+    root.slots.give_back(other, ended=False)
+    root.slots.give_back(kept)
+    assert root.opened == {first}
+    root.slots.give_back(some(root.slots.take()), ended=False)
+    assert root.opened == set()
+    somebody_elses = os.dup(0)  # most likely the number that was ours
+    slot = some(root.slots.take())
+    second = slot.receipt
+    root.slots.give_back(slot)
+    assert root.opened == {second}
+    os.close(somebody_elses)
+
+
 def test_the_bytes_of_the_gate_count(tree: Tree) -> None:
     for number in range(1, 4):
         assert tree.kernel.read()
         root = tree.member()
         assert root.slots.audit() == 1
         assert root.slots.recovered == number
+
+
+def test_a_new_member_has_no_complaint(tree: Tree) -> None:
+    root = tree.member()
+    assert root.slots.recovers is True
+    assert root.slots.hindered is False
+    assert root.slots.recovered == 0
+
+
+def test_a_slot_taken_in_vain_holds_nothing(tree: Tree) -> None:
+    while tree.kernel.read():
+        pass
+    root = tree.member()
+    for _ in range(2):
+        assert root.slots.take() is None
+        assert tree.kernel.find(0, PLACES) is None
+    assert len(root.opened) == 1
+
+
+def test_nothing_is_lent_while_others_are_in_the_gate(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree.member()
+    first = tree.member(some(root.slots.take()), root)
+    first.shut_out(monkeypatch)
+    for _ in range(2):
+        assert first.lend() is None
+        assert first.slots.hindered
+    assert len(first.opened) == 1
+    monkeypatch.undo()
+    slot = some(first.lend())
+    assert first.opened == {slot.receipt}
+    assert some(first.slots.take()).receipt != slot.receipt
+
+
+def test_who_is_kept_out_of_the_gate_pauses_before_it_tries_again(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree.member()
+    root.shut_out(monkeypatch)
+    pauses: list[None] = []
+    monkeypatch.setattr(root.kernel, "pause", lambda: pauses.append(None))
+    assert root.slots.take() is None
+    assert len(pauses) > 1
+    assert root.slots.hindered
+
+
+def test_nobody_is_relieved_while_others_are_in_the_gate(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree.member()
+    first = tree.member(some(root.slots.take()), root)
+    slot, _ = lent(tree, first)
+    first.shut_out(monkeypatch)
+    assert first.slots.relieve(slot) is False
+    assert first.slots.hindered
+    assert first.slots.is_lent(slot)
+    monkeypatch.undo()
+    assert tree.free() == SLOTS - 1
+    assert first.slots.relieve(slot) is True
+    assert not first.slots.hindered
+
+
+def test_only_who_was_lent_a_slot_is_relieved(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree.member()
+    root_slot = some(root.slots.take())
+    first = tree.member(root_slot, root)
+    slot, second = lent(tree, first)
+    tree.kill(second)
+    assert first.slots.give_back(slot)
+    for other in (None, root_slot, slot):
+        first.shut_out(monkeypatch)
+        assert first.slots.take() is None
+        assert first.slots.hindered
+        monkeypatch.undo()
+        assert first.slots.relieve(other) is False
+        assert not first.slots.hindered
+    assert not first.slots.is_lent(None)
+    assert tree.free() == SLOTS - 1
+
+
+def test_a_process_that_was_left_behind_on_a_lent_slot_is_not_relieved(tree: Tree) -> None:
+    """Nobody can tell of the worker, which has forked: its receipt is out of our hands."""
+    root = tree.member()
+    first = tree.member(some(root.slots.take()), root)
+    slot, second = lent(tree, first)
+    assert second.receipt is not None
+    left = os.dup(second.receipt)
+    tree.kill(second)
+    assert first.slots.give_back(slot, ended=False) is False
+    assert first.slots.relieve(slot) is False
+    assert first.slots.hindered
+    assert tree.free() == SLOTS - 1
+    os.close(left)
+    assert first.slots.give_back(slot) is True
+
+
+def test_nobody_lends_beyond_the_end_of_a_block(tree: Tree) -> None:
+    for depth, deeper in ((DEPTHS - 3, DEPTHS - 2), (DEPTHS - 2, None)):
+        member = tree.member()
+        member.held = "test", 5 * DEPTHS + depth, None
+        slot = member.lend()
+        assert (slot and slot.place) == (None if deeper is None else 5 * DEPTHS + deeper)
+        tree.kill(member)
+
+
+def test_a_receipt_may_be_descriptor_0(tree: Tree) -> None:
+    """In a program that has closed its standard input."""
+    root = tree.member()
+    first = tree.member(some(root.slots.take()), root)
+    stdin = os.dup(0)
+    os.close(0)
+    try:
+        slot, second = lent(tree, first)
+        assert slot.receipt == 0
+        other = some(first.slots.take())
+        first.slots.give_back(other)
+        assert first.opened == {0}
+        assert first.slots.relieve(slot) is True
+        tree.kill(second)
+        assert first.slots.give_back(slot)
+        slot, second = lent(tree, first)
+        assert slot.receipt == 0
+        tree.kill(second)
+        assert first.slots.give_back(slot)
+        assert some(first.slots.take()).receipt == 0
+        tree.kill(first)
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+
+
+def test_more_are_held_than_there_are_slots(tree: Tree) -> None:
+    root = tree.member()
+    for _ in range(SLOTS):
+        some(root.slots.take())
+    tree.kernel.write(b"+")
+    some(root.slots.take())
+    assert root.slots.audit() == 0
+    assert root.slots.recovered == 0
+
+
+def test_the_first_and_the_last_place_count(tree: Tree) -> None:
+    root = tree.member()
+    for place in (0, PLACES - DEPTHS):
+        root.kernel.lock(root.kernel.open(), place)
+        assert tree.kernel.read()
+        assert root.slots.audit() == 0
+
+
+def test_what_is_recovered_is_logged(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "jobserver")
+    tree.member().slots.audit()
+    closed = tree.member()
+    tree.members.remove(closed)
+    closed.slots.close()
+    assert not caplog.records
+    living = tree.member()
+    for number in (2, 1):
+        dead = tree.member()
+        for _ in range(number):
+            some(dead.slots.take())
+        tree.kill(dead)
+        assert living.slots.audit() == number
+        assert living.slots.audit() == 0
+        (record,) = caplog.records
+        text = f"slots test: {number} slots of processes that were killed are recovered"
+        assert record.getMessage() == text
+        caplog.clear()
+    tree.members.remove(living)
+    living.slots.close()
+    assert caplog.messages == ["slots test: closed; 3 slots had to be recovered"]
+
+
+def test_closing_recovers_what_is_lost(tree: Tree) -> None:
+    dead, living = tree.member(), tree.member()
+    living.slots.give_back(some(living.slots.take()))
+    some(dead.slots.take())
+    tree.kill(dead)
+    tree.members.remove(living)
+    living.slots.close()
+    assert tree.free() == SLOTS
+    assert living.opened == set()
+    living.slots.close()
+    assert living.slots.audit() == 0
+    assert living.slots.recovered == 1
+
+
+def test_a_forked_child_has_lent_nothing_and_opens_receipts_of_its_own(tree: Tree) -> None:
+    root = tree.member()
+    first = tree.member(some(root.slots.take()), root)
+    slot, _ = lent(tree, first)
+    idle = tree.member()
+    idle.slots.give_back(some(idle.slots.take()))
+    free = tree.free()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            for member in (idle, first):
+                assert not member.slots.is_lent(slot)
+                os.dup(0)  # so that none of ours has the number of one of the parent's
+                taken = some(member.slots.take())
+                receipt = taken.receipt
+                assert member.slots.give_back(taken)
+                assert receipt in member.opened
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert first.slots.is_lent(slot)
+    assert tree.free() == free
+
+
+def test_without_receipts_nothing_is_recovered() -> None:
+    """As on Windows."""
+    read, write = os.pipe()
+    for fd in (read, write):
+        os.set_blocking(fd, False)
+    pool = SlotPool("test", 1, kernel.CountingKernel(read, write))
+    assert pool.recovers is False
+    pool.kernel.write(b"+")
+    for _ in range(2):
+        slot = some(pool.take())
+        assert pool.take() is None
+        assert pool.audit() == 0
+        assert pool.give_back(slot)
+    pool.close()
+    assert pool.recovered == 0

@@ -190,6 +190,11 @@ def test_the_package_imports_nothing_before_it_is_used() -> None:
     assert "attr" in imported_by("from jobserver import Jobserver")
 
 
+def test_no_room_imports_what_is_for_type_checkers_only() -> None:
+    rooms = ", ".join(f"jobserver.{room}" for room in ROOMS[1:])
+    assert "typing_extensions" not in imported_by(f"import {rooms}")
+
+
 def test_doubles_need_no_hypothesis() -> None:
     assert "hypothesis" not in imported_by(
         "import jobserver.testing.doubles, jobserver.testing.model"

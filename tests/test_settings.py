@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from jobserver import Blocked, Future, Jobserver, LostResult
+from jobserver.settings import Settings
 from tests import errands
 from tests.processes import check_slots
 from tests.work import PATIENCE, Gate, add, await_file, echo, getpid, pass_gate, raise_value_error
@@ -288,10 +289,20 @@ def test_env_of_what_no_environment_can_hold_is_refused_at_once(
             js.revise_env(revision)
 
 
-@pytest.mark.parametrize(
-    "revision", [None, 5, 1.5, "A=1", b"A=1", object(), [5], [("A",)], ["A"], [("A", "1", "2")]]
-)
+@pytest.mark.parametrize("revision", [None, 5, 1.5, "A=1", b"A=1", "", b"", object()])
 def test_env_that_is_neither_mapping_nor_pairs_is_refused_at_once(revision: Any) -> None:
+    js = Jobserver("fork", 1)
+    with pytest.raises(TypeError, match="env must be a mapping or pairs") as caught:
+        js.revise_env(revision)
+    assert repr(revision) in str(caught.value)
+
+
+def test_whoever_has_no_gate_admits() -> None:
+    assert Settings().delay() is None
+
+
+@pytest.mark.parametrize("revision", [[5], [("A",)], ["A"], [("A", "1", "2")]])
+def test_env_of_what_is_no_pair_is_refused_at_once(revision: Any) -> None:
     js = Jobserver("fork", 1)
     with pytest.raises((TypeError, ValueError)):
         js.revise_env(revision)

@@ -100,6 +100,12 @@ def test_timeout_must_be_finite_and_not_negative(tmp_path: Path, timeout: float)
             assert names(caught.value, timeout)
 
 
+def test_a_timeout_beyond_all_floats_is_refused(tmp_path: Path) -> None:
+    with full_tree(tmp_path) as js:
+        with pytest.raises(ValueError, match="timeout"):
+            js.submit(add, args=(1, 2), timeout=10**400)
+
+
 def test_a_timeout_beyond_the_clock_is_some_sort_of_long(tmp_path: Path) -> None:
     """A finite number, if one that no system call takes: the work is not refused for it."""
     with full_tree(tmp_path) as js:

@@ -1,0 +1,1 @@
+"""Mutation testing: small faults in the library's code, each of which some test finds."""
