@@ -437,6 +437,7 @@ def test_map_raises_an_exception_at_its_own_position(bad: int, chunksize: int) -
     with pytest.raises(ValueError, match=f"at {bad}") as caught:
         next(results)
     assert "in fail_at" in str(caught.value.__cause__)
+    assert list(results) == list(range(bad + 1, 5))
 
 
 def test_map_raises_a_loss_at_its_own_position(method: str, tmp_path: Path) -> None:
