@@ -188,7 +188,7 @@ def test_many_threads_load_a_result_once(method: str) -> None:
 def test_a_result_once_loaded_is_kept_once(method: str) -> None:
     """The bytes that it came in are not kept as well."""
     with Jobserver(method, 1) as js:
-        futures = [js(identity, "value"), js(raise_value_error, "as told")]
+        futures: list[Future[Any]] = [js(identity, "value"), js(raise_value_error, "as told")]
         for future in futures:
             assert future.wait(PATIENCE)
         assert sum(isinstance(each, wire.Frame) for each in gc.get_objects()) == 2
