@@ -1,4 +1,7 @@
-"""The mutants that no test finds, and why that is well: they are equivalent, or harmless."""
+"""The mutants that no test finds, and why that is well: they are equivalent, or harmless.
+
+They are not tried, and count as survivors. One that is no longer there fails the run.
+"""
 
 from __future__ import annotations
 
