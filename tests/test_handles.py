@@ -20,6 +20,7 @@ import pytest
 
 from jobserver import Blocked, Future, Jobserver, LostResult
 from jobserver.kernel import OfdKernel
+from jobserver.server import share
 from tests import errands
 from tests.processes import await_state, check_slots, pid_of
 from tests.work import (
@@ -172,41 +173,39 @@ def test_a_handle_is_no_result(method: str) -> None:
     assert "Jobserver" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "state",
-    [
-        None,
-        0,
-        1.5,
-        "state",
-        b"state",
-        object(),
-        (),
-        [],
-        {},
-        set(),
-        (None,),
-        (1, 2),
-        (1, 2, 3),
-        (1, 2, 3, 4),
-        (1, 2, 3, 4, 5),
-        (1, 2, 3, 4, 5, 6),
-        (None,) * 6,
-        (None,) * 7,
-        ("fork", "1", 1, 0, 1, None),
-        {"context": "fork"},
-        {"slots": 1},
-        (None, {"slots": 1}),
-    ],
-)
-def test_a_malformed_state_is_refused(state: Any) -> None:
-    before = descriptors()
+def check_refused(state: Any, error: type[Exception], why: str) -> None:
     blank: Any = Jobserver.__new__(Jobserver)
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises(error, match=why):
         blank.__setstate__(state)
-    del blank
+
+
+@pytest.mark.parametrize("state", [None, 0, 1.5, "state", b"it", object(), [], {}, set(), {"a": 1}])
+def test_a_state_that_is_no_tuple_is_refused(state: Any) -> None:
+    check_refused(state, TypeError, "the state of a Jobserver is a tuple, not ")
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 6, 7])
+def test_a_state_of_other_than_two_parts_is_refused(count: int) -> None:
+    check_refused((None,) * count, ValueError, f"has 2 parts, not {count}: ")
+
+
+def test_a_state_of_other_parts_is_refused() -> None:
+    before = descriptors()
+    js = Jobserver("fork", 1)
+    resources, settings = share(js)
+    for state in (1, 2), (None, {"slots": 1}), (resources, None), (None, settings):
+        check_refused(state, TypeError, "malformed state of a Jobserver: ")
+    del js, resources, state
     gc.collect()
     assert descriptors() == before
+
+
+def test_a_closed_handle_is_no_argument() -> None:
+    closed = Jobserver("spawn", 1)
+    with closed:
+        pass
+    with pytest.raises(TypeError, match="Jobserver is closed"):
+        Jobserver("spawn", 1).submit(errands.give_back, args=(closed,))
 
 
 # Closing

@@ -115,7 +115,10 @@ def test_a_timeout_beyond_the_clock_is_some_sort_of_long(tmp_path: Path) -> None
             assert future.result(timeout) == 3
 
 
-@pytest.mark.parametrize("consume", [2, -1, 0.5, 10**30, "1", b"1", None, (), [1], object()])
+@pytest.mark.parametrize(
+    "consume",
+    [2, -1, 0.5, 10**30, True, False, 1.0, 0.0, "1", b"1", None, (), [1], object()],
+)
 def test_consume_must_be_0_or_1(tmp_path: Path, consume: Any) -> None:
     with full_tree(tmp_path) as js:
         with pytest.raises(ValueError, match="consume") as caught:

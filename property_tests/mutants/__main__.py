@@ -68,6 +68,7 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
         (*QUICK, "tests/test_handles.py", "tests/test_slots.py"),
         (*QUICK, "tests/test_settings.py", "-k", "frozen or handle"),
         (*QUICK, "tests/test_callbacks.py"),
+        (*QUICK, "tests/test_nesting.py", "--start-method=spawn", "-k", "spawn and among"),
         (*QUICK, "tests/test_map.py", "-k", "refuses or callable or inputs or keyword_names"),
     ],
     "slots": [
