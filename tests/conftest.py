@@ -7,6 +7,7 @@ import faulthandler
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -112,6 +113,9 @@ def no_collections() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _helpers_started() -> None:
     """Start multiprocessing's helpers up front, so that no test is blamed for them."""
+    # A shell that starts this in the background has it ignore SIGINT, and all that it starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     resource_tracker.ensure_running()
     if "forkserver" in multiprocessing.get_all_start_methods():
         from multiprocessing import forkserver
