@@ -263,7 +263,7 @@ class Engine:
                         self._unwatch_slot()
                     elif not isinstance(subject, Run):
                         cast("Attended", subject).advance()
-                    elif subject in self._runs:
+                    elif subject in self._runs and not subject.unbegun:
                         self._advance(subject, poller)
                         lost |= subject.state is State.DONE and subject.frame is None
                         if subject.unbegun:

@@ -79,6 +79,7 @@ class Run:
 
     def start(self, poller: Poller) -> None:
         """Wait for the channel from now on."""
+        self.unbegun = False
         self._watch(poller, self._channel.fileno())
 
     def advance(self, poller: Poller) -> None:
@@ -102,7 +103,6 @@ class Run:
     def relaunch(self) -> None:
         """Have another worker for the work. Not under the lock, as that takes its time."""
         assert self._repeat is not None, "only work that can be repeated is told to be unbegun"
-        self.unbegun = False
         self._repeat()
 
     def register(self, callback: Callable[[], object]) -> tuple[int, bool]:

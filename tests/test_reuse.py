@@ -7,12 +7,15 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import pytest
 
 from jobserver import Blocked, Future, Jobserver, LostResult
+from jobserver.poller import KernelPoller
 from tests import errands
 from tests.processes import await_state, check_slots, pid_of, run_program
 from tests.work import (
@@ -504,3 +507,34 @@ def submit_and_forget(js: Jobserver, mark: str) -> None:
 
 
 unread: list[Future[None]] = []
+
+
+def test_two_threads_learn_that_work_has_not_begun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One of them has another worker for it; the other one does nothing."""
+    with Jobserver("spawn", 1) as base:
+        js = base.replace_workers()
+        (pid,) = one_after_another(js, 1)
+        os.kill(pid, signal.SIGSTOP)
+        await_state(pid, "T")
+        future = js(append_and_getpid, str(tmp_path / "lines"))
+        os.kill(pid, signal.SIGKILL)
+        await_state(pid, "Z")
+        poll, both, met = KernelPoller.poll, threading.Barrier(2), set[int]()
+
+        def meet(poller: KernelPoller, timeout: Optional[float]) -> Iterable[object]:
+            ready = poll(poller, timeout)
+            if threading.get_ident() not in met:
+                met.add(threading.get_ident())
+                both.wait(PATIENCE)
+            return ready
+
+        monkeypatch.setattr(KernelPoller, "poll", meet)
+        other = threading.Thread(target=js.reclaim_resources)
+        other.start()
+        js.reclaim_resources()
+        other.join()
+        assert future.result(PATIENCE) != pid
+        assert (tmp_path / "lines").read_text() == "line\n"
+        check_slots(js, 1, tmp_path / "slots")
