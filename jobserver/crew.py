@@ -173,8 +173,6 @@ class Crew:
 
     def after_fork(self) -> None:
         """In a forked child: they are its parent's, and the descriptors are closed."""
-        for member in (*self._idle, *self._leaving):
-            member.abandon()
         self._idle = []
         self._leaving = set()
         _crews.discard(self)
@@ -200,6 +198,7 @@ class _Member:
         self.served = 0  # how much work it was sent
         self._crew = crew
         self._begun = begun
+        forks.reset_in_children(self)
 
     def has_begun(self) -> bool:
         """Whether it has begun all that it was sent."""
@@ -225,7 +224,8 @@ class _Member:
         forks.close(self._begun)
         self.worker.close()
 
-    def abandon(self) -> None:
+    def after_fork(self) -> None:
+        """In a forked child: the descriptor is closed, and its number may be another's by now."""
         self.requests.detach()
 
 

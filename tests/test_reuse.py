@@ -538,3 +538,22 @@ def test_two_threads_learn_that_work_has_not_begun(
         assert future.result(PATIENCE) != pid
         assert (tmp_path / "lines").read_text() == "line\n"
         check_slots(js, 1, tmp_path / "slots")
+
+
+def test_a_forked_child_closes_no_descriptor_of_its_own(tmp_path: Path) -> None:
+    """When it drops its parent's Future, whose worker serves."""
+    with Gate(tmp_path) as gate, Jobserver("fork", 1) as base:
+        futures = [base.replace_workers()(pass_gate, gate.path, 7)]
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]
+                futures.clear()
+                gc.collect()
+                status = 0 if all(os.fstat(fd) for fd in opened) else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        gate.open()
+        assert futures[0].result(PATIENCE) == 7
