@@ -158,12 +158,13 @@ def _note_copy() -> None:
 
 
 def _close() -> None:
-    """Take no more work: at the end, and in a forked child."""
-    global _requests
+    """Take no more work: at the end, and in a forked child, where what it answers is its last."""
+    global _requests, _copied
     if _requests is not None:
         os.close(_requests.detach())
         os.close(_begun)
         _requests = None
+        _copied = True
 
 
 if hasattr(os, "register_at_fork"):

@@ -557,3 +557,19 @@ def test_a_forked_child_closes_no_descriptor_of_its_own(tmp_path: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         gate.open()
         assert futures[0].result(PATIENCE) == 7
+
+
+def test_work_that_returns_in_a_fork_of_its_worker(method: str) -> None:
+    """The first of the two answers is its result; the other one is nobody's."""
+    with Jobserver(method, 1) as base:
+        js = base.replace_workers()
+        for _ in range(2):
+            assert js(fork_and_return).result(PATIENCE) == 0
+            assert js(add, 1, 2).result(PATIENCE) == 3
+
+
+def fork_and_return() -> int:
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    return pid
