@@ -255,16 +255,21 @@ class Turn:
             if member is None:
                 member = crew.hire()
             member.served += 1
-            with crew.engine.lock:
-                # Before it can begin: from then on the slot is in use for as long as it lives.
-                if self._slot is not None and member.receipt is not None:
-                    slots.hand_over(self._slot, member.receipt)
-            if self._request.send(member.requests):
+            sent = False
+            try:
+                with crew.engine.lock:
+                    # Before it can begin: from then on the slot is in use for as long as it lives.
+                    if self._slot is not None and member.receipt is not None:
+                        slots.hand_over(self._slot, member.receipt)
+                sent = self._request.send(member.requests)
+            finally:
+                if not sent:  # it has just left; or it cannot be told, and is to leave
+                    with crew.engine.lock:
+                        member.leave_receipt(self._slot)
+                        crew.part_with(member)
+            if sent:
                 self.member = member
                 return
-            with crew.engine.lock:  # it has just left
-                member.leave_receipt(self._slot)
-                crew.part_with(member)
 
     def is_unbegun(self) -> bool:
         """Whether the work can be given to another worker, now that this one has closed."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import math
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -573,3 +575,21 @@ def fork_and_return() -> int:
     if pid:
         os.waitpid(pid, 0)
     return pid
+
+
+def test_work_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The submission raises, and its worker leaves."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ETOOMANYREFS, "as told")
+
+    with Jobserver("fork", 1) as base:
+        js = base.replace_workers()
+        (pid,) = one_after_another(js, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "send_fds", refuse)
+            with pytest.raises(OSError, match="as told"):
+                js(identity, blob(1 << 17))
+        await_state(pid, "Z")
+        check_slots(js, 1, tmp_path / "slots")
+        assert not os.path.exists(f"/proc/{pid}")
