@@ -7,7 +7,7 @@ import warnings
 import weakref
 from multiprocessing import get_context, reduction
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Callable, Optional, Union
+from typing import TYPE_CHECKING, Callable, Final, Optional, Union
 
 import attrs
 
@@ -35,7 +35,8 @@ _known: weakref.WeakValueDictionary[str, Resources] = weakref.WeakValueDictionar
 
 # In a worker that serves: what has come with one piece of work may come with the next, and its
 # own workers are there still.
-_staying: dict[str, Resources] = {}
+_staying: dict[str, Resources] = {}  # whatever came last is last
+_MOST_STAYING: Final = 4  # lest the worker run out of descriptors, as each has some
 
 
 def _arrive(
@@ -49,7 +50,10 @@ def _arrive(
     else:
         resources = Resources.open(get_context(method), SlotPool(identity, count, kernel))
     if serving.is_serving():
+        _staying.pop(identity, None)
         _staying[identity] = resources
+        if len(_staying) > _MOST_STAYING:
+            del _staying[next(iter(_staying))]
     return resources
 
 

@@ -593,3 +593,17 @@ def test_work_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         await_state(pid, "Z")
         check_slots(js, 1, tmp_path / "slots")
         assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_worker_does_not_keep_every_handle_that_came(method: str) -> None:
+    with Jobserver(method, 1) as base:
+        js = base.replace_workers()
+        counts: list[int] = []
+        for _ in range(10):
+            with Jobserver(method, 1) as other:
+                counts.append(js(count_descriptors_beside, other).result(PATIENCE))
+        assert counts[-1] == counts[-2]
+
+
+def count_descriptors_beside(_: object) -> int:
+    return count_descriptors()
