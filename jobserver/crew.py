@@ -141,7 +141,9 @@ class Crew:
     def move_along(self, member: _Member) -> None:
         """There is something to see of one that has no work. Under the engine's lock."""
         if member in self._idle:
-            self.part_with(member)
+            # Not when what another thread has heard of was the answer to its last work.
+            if member.is_heard():
+                self.part_with(member)
         elif member in self._leaving and member.worker.poll():
             self._leaving.discard(member)
             self.engine.neglect(member.worker.fileno())
@@ -204,6 +206,12 @@ class _Member:
         """Whether it has begun all that it was sent."""
         data = os.pread(self._begun, serving.BEGUN.size, 0)
         return bool(data) and serving.BEGUN.unpack(data)[0] == self.served
+
+    def is_heard(self) -> bool:
+        """Whether there is anything on its channel, be it the end."""
+        waiting = select.poll()
+        waiting.register(self.channel.fileno(), select.POLLIN)
+        return bool(waiting.poll(0))
 
     def leave_receipt(self, slot: Optional[Slot]) -> None:
         """Leave the description to the slot that is on it, for this worker has ended."""

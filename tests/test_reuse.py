@@ -607,3 +607,24 @@ def test_a_worker_does_not_keep_every_handle_that_came(method: str) -> None:
 
 def count_descriptors_beside(_: object) -> int:
     return count_descriptors()
+
+
+def test_news_of_an_answer_that_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread has taken it by then, and the worker is idle: it stays."""
+    with Jobserver("fork", 1) as base:
+        js = base.replace_workers()
+        before = one_after_another(js, 2)
+        poll, late = KernelPoller.poll, list[object]()
+
+        def tell_again(poller: KernelPoller, timeout: Optional[float]) -> Iterable[object]:
+            return [*poll(poller, timeout), *late]
+
+        watch = KernelPoller.watch
+
+        def remember(poller: KernelPoller, fd: int, subject: object) -> None:
+            late[:] = [subject]
+            watch(poller, fd, subject)
+
+        monkeypatch.setattr(KernelPoller, "watch", remember)
+        monkeypatch.setattr(KernelPoller, "poll", tell_again)
+        assert one_after_another(js, 3) == [*before, before[0]]
