@@ -415,6 +415,15 @@ class Executor(RuleBasedStateMachine):
     @rule(work=works, threads=st.integers(1, 3))
     def cancel(self, work: m.Piece, threads: int) -> None:
         """From so many threads at the same time."""
+        self._cancel(work, threads)
+
+    @rule(which=st.integers(0, 3), threads=st.integers(1, 3))
+    @precondition(lambda self: bool(self.model.held))
+    def cancel_what_runs(self, which: int, threads: int) -> None:
+        """It goes on."""
+        self._cancel(self._running(which), threads)
+
+    def _cancel(self, work: m.Piece, threads: int) -> None:
         self.step = "cancel"
         foretold = self.model.cancel(work)
         calls = [Elsewhere(self.futures[work.number].cancel) for _ in range(threads)]
@@ -603,13 +612,20 @@ class Executor(RuleBasedStateMachine):
         self.model.close(cancel=any(cancel for _, cancel in calls))
         self.settle("waits" if self.leaving else "does not wait")
 
-    @rule()
+    @rule(target=works, more=st.integers(0, 3))
     @precondition(lambda self: self.can_forget)
-    def forget_the_executor(self) -> None:
+    def forget_the_executor(self, more: int) -> MultipleResults[m.Piece]:
         """Nobody has it any more, and nobody shut it down; its futures are kept."""
         self.step = "forget_the_executor"
+        made: list[m.Piece] = []
+        for _ in range(more if self.begins and self.model.refusal is None else 0):
+            number = next(self.numbers)
+            self._hold(number, "held")
+            self._submit(number)
+            made.append(self.model.submit(m.Piece(number, "held")))
         self._forget()
         self.settle(self.model.state)
+        return multiple(*made)
 
     def _forget(self) -> None:
         assert self.executor is not None
