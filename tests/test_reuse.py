@@ -17,6 +17,7 @@ from typing import Any, Callable, Optional
 import pytest
 
 from jobserver import Blocked, Future, Jobserver, LostResult
+from jobserver.engine import Engine
 from jobserver.poller import KernelPoller
 from tests import errands
 from tests.processes import await_state, check_slots, pid_of, run_program
@@ -628,3 +629,21 @@ def test_news_of_an_answer_that_come_late(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(KernelPoller, "watch", remember)
         monkeypatch.setattr(KernelPoller, "poll", tell_again)
         assert one_after_another(js, 3) == [*before, before[0]]
+
+
+@pytest.mark.filterwarnings("ignore:Finalizing:ResourceWarning")
+def test_the_last_handle_is_collected_amid_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a garbage collection can run anywhere."""
+    handles = [Jobserver("fork", 1).replace_workers(idle=3600)]
+    plain = Engine.attend
+
+    def drop(engine: Engine, *args: Any) -> None:
+        handles.clear()
+        plain(engine, *args)
+
+    future = handles[0](getpid)
+    monkeypatch.setattr(Engine, "attend", drop)
+    pid = future.result(PATIENCE)
+    handles.clear()
+    gc.collect()
+    assert not os.path.exists(f"/proc/{pid}")
