@@ -96,7 +96,8 @@ class Crew:
 
     def hire(self) -> _Member:
         """A new one. Not to be called under the engine's lock, as it takes its time."""
-        _close_at_exit(self)
+        if not self.closed:  # else work is given again that was under way: its engine drains it
+            _close_at_exit(self)
         slots = self.engine.slots
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
             channel = PipeChannel()

@@ -17,6 +17,7 @@ from typing import Any, Callable, Optional
 import pytest
 
 from jobserver import Blocked, Future, Jobserver, LostResult
+from jobserver.crew import Crew
 from jobserver.engine import Engine
 from jobserver.poller import KernelPoller
 from tests import errands
@@ -647,3 +648,22 @@ def test_the_last_handle_is_collected_amid_a_release(monkeypatch: pytest.MonkeyP
     handles.clear()
     gc.collect()
     assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_closed_crew_that_hires_once_more_is_not_kept() -> None:
+    before = count_crews()
+    with Jobserver("fork", 1) as base:
+        js = base.replace_workers()
+        (pid,) = one_after_another(js, 1)
+        os.kill(pid, signal.SIGSTOP)
+        await_state(pid, "T")
+        future = js(getpid)
+    os.kill(pid, signal.SIGKILL)
+    assert future.result(PATIENCE) != pid
+    del base, js, future
+    assert count_crews() <= before
+
+
+def count_crews() -> int:
+    gc.collect()
+    return sum(isinstance(item, Crew) for item in gc.get_objects())
