@@ -96,7 +96,8 @@ class Crew:
 
     def hire(self) -> _Member:
         """A new one. Not to be called under the engine's lock, as it takes its time."""
-        _close_at_exit(self)
+        if not self.closed:  # else work is given again that was under way: its engine drains it
+            _close_at_exit(self)
         slots = self.engine.slots
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
             channel = PipeChannel()
@@ -118,9 +119,12 @@ class Crew:
 
     def release(self, member: _Member) -> None:
         """It has served, and may again. Under the engine's lock."""
-        self._idle.append(member)
+        # A garbage collection may close the crew at any step: it sees to whom it finds here.
         self.engine.attend(member.channel.fileno(), member)
-        if len(self._idle) > self.engine.slots.count:
+        self._idle.append(member)
+        if self.closed and member in self._idle:
+            self.part_with(member)
+        elif len(self._idle) > self.engine.slots.count:
             self.part_with(self._idle[0])
 
     def part_with(self, member: _Member) -> None:
@@ -135,8 +139,8 @@ class Crew:
         elif member.worker.poll():
             self.close_member(member)
         else:
-            self._leaving.add(member)
             self.engine.attend(member.worker.fileno(), member)
+            self._leaving.add(member)
 
     def move_along(self, member: _Member) -> None:
         """There is something to see of one that has no work. Under the engine's lock."""
@@ -151,6 +155,7 @@ class Crew:
 
     def close_member(self, member: _Member) -> None:
         """Let go of one that has ended. Under the engine's lock."""
+        member.leave_receipt()
         member.close()
         if member.receipt is not None:
             self.engine.slots.close_receipt(member.receipt)
@@ -197,6 +202,7 @@ class _Member:
         self.requests = requests
         self.channel = channel
         self.receipt: Optional[int] = receipt  # None once it has been left to a slot
+        self.slot: Optional[Slot] = None  # the last that was handed over to it
         self.served = 0  # how much work it was sent
         self._crew = crew
         self._begun = begun
@@ -213,8 +219,9 @@ class _Member:
         waiting.register(self.channel.fileno(), select.POLLIN)
         return bool(waiting.poll(0))
 
-    def leave_receipt(self, slot: Optional[Slot]) -> None:
+    def leave_receipt(self) -> None:
         """Leave the description to the slot that is on it, for this worker has ended."""
+        slot = self.slot
         if slot is not None and slot.kept and slot.receipt == self.receipt:
             slot.kept = False
             self.receipt = None
@@ -269,11 +276,11 @@ class Turn:
                     # Before it can begin: from then on the slot is in use for as long as it lives.
                     if self._slot is not None and member.receipt is not None:
                         slots.hand_over(self._slot, member.receipt)
+                        member.slot = self._slot
                 sent = self._request.send(member.requests)
             finally:
                 if not sent:  # it has just left; or it cannot be told, and is to leave
                     with crew.engine.lock:
-                        member.leave_receipt(self._slot)
                         crew.part_with(member)
             if sent:
                 self.member = member
@@ -326,7 +333,6 @@ class Turn:
     def close(self) -> None:
         self._request.close()
         if not self._over:
-            self.member.leave_receipt(self._slot)
             self._crew.close_member(self.member)
 
 

@@ -296,10 +296,11 @@ class SlotPool:
 
     def _release(self, slot: Slot, ended: bool) -> None:
         """Let go of a slot's receipt."""
-        receipt, slot.receipt = slot.receipt, -1
         if ended:
             # Not left to closing: children that have just been forked have copies, for a moment.
-            self.kernel.unlock(receipt)
+            self.kernel.unlock(slot.receipt)
+        receipt, slot.receipt = slot.receipt, -1
+        if ended:
             if not slot.kept:
                 self._close(receipt)
             return

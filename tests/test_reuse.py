@@ -17,6 +17,8 @@ from typing import Any, Callable, Optional
 import pytest
 
 from jobserver import Blocked, Future, Jobserver, LostResult
+from jobserver.crew import Crew
+from jobserver.engine import Engine
 from jobserver.poller import KernelPoller
 from tests import errands
 from tests.processes import await_state, check_slots, pid_of, run_program
@@ -544,18 +546,19 @@ def test_two_threads_learn_that_work_has_not_begun(
 
 def test_a_forked_child_closes_no_descriptor_of_its_own(tmp_path: Path) -> None:
     """When it drops its parent's Future, whose worker serves."""
-    with Gate(tmp_path) as gate, Jobserver("fork", 1) as base:
-        futures = [base.replace_workers()(pass_gate, gate.path, 7)]
+    run_program(drop_in_a_fork, str(tmp_path))
+
+
+def drop_in_a_fork(directory: str) -> None:
+    with Gate(Path(directory)) as gate, Jobserver("fork", 1) as base:
+        js = base.replace_workers()
+        futures = [js(pass_gate, gate.path, 7)]
         pid = os.fork()
         if pid == 0:
-            status = 1
-            try:
-                opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]
-                futures.clear()
-                gc.collect()
-                status = 0 if all(os.fstat(fd) for fd in opened) else 2
-            finally:
-                os._exit(status)
+            opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]
+            futures.clear()
+            gc.collect()
+            os._exit(0 if all(os.path.exists(f"/proc/self/fd/{fd}") for fd in opened) else 2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         gate.open()
         assert futures[0].result(PATIENCE) == 7
@@ -628,3 +631,40 @@ def test_news_of_an_answer_that_come_late(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(KernelPoller, "watch", remember)
         monkeypatch.setattr(KernelPoller, "poll", tell_again)
         assert one_after_another(js, 3) == [*before, before[0]]
+
+
+@pytest.mark.filterwarnings("ignore:Finalizing:ResourceWarning")
+def test_the_last_handle_is_collected_amid_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a garbage collection can run anywhere."""
+    handles = [Jobserver("fork", 1).replace_workers(idle=3600)]
+    plain = Engine.attend
+
+    def drop(engine: Engine, *args: Any) -> None:
+        handles.clear()
+        plain(engine, *args)
+
+    future = handles[0](getpid)
+    monkeypatch.setattr(Engine, "attend", drop)
+    pid = future.result(PATIENCE)
+    handles.clear()
+    gc.collect()
+    assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_closed_crew_that_hires_once_more_is_not_kept() -> None:
+    before = count_crews()
+    with Jobserver("fork", 1) as base:
+        js = base.replace_workers()
+        (pid,) = one_after_another(js, 1)
+        os.kill(pid, signal.SIGSTOP)
+        await_state(pid, "T")
+        future = js(getpid)
+    os.kill(pid, signal.SIGKILL)
+    assert future.result(PATIENCE) != pid
+    del base, js, future
+    assert count_crews() <= before
+
+
+def count_crews() -> int:
+    gc.collect()
+    return sum(isinstance(item, Crew) for item in gc.get_objects())
