@@ -92,6 +92,14 @@ def chain(js: Jobserver, log: Log, depth: int) -> int:
     return 1 + below
 
 
+def hold(log: Log, mark: str, path: str) -> None:
+    """Compute until the gate at `path` is open."""
+    bound_this_process()
+    with log.computing():
+        touch(mark)
+        pass_gate(path)
+
+
 def fan(js: Jobserver, log: Log, width: int, depth: int) -> int:
     """Submit all the chains before waiting for the first; how many pieces of work there were."""
     bound_this_process()
