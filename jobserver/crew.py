@@ -26,7 +26,7 @@ from typing import Callable, Final, Optional, Union
 from . import forks, serving, wire
 from .channel import PipeChannel
 from .engine import Engine
-from .parcels import collecting, open_unnamed, pickled
+from .parcels import collecting, open_unnamed, pickled, write_all
 from .protocols import Channel, Closed, Launcher, Post, Receiver, Slot, Task, Worker
 from .settings import Reuse
 
@@ -375,7 +375,7 @@ class _Request:
             if in_file:
                 with forks.opening:
                     self._fds.append(forks.private(open_unnamed()))
-                _write(self._fds[0], content)
+                write_all(self._fds[0], content)
             for fd in fds:
                 # Of its own: whose the others are may close them before this is sent again.
                 with forks.opening:
@@ -396,12 +396,6 @@ class _Request:
     def close(self) -> None:
         while self._fds:
             forks.close(self._fds.pop())
-
-
-def _write(fd: int, content: memoryview) -> None:
-    written = 0
-    while written < len(content):
-        written += os.pwrite(fd, content[written:], written)
 
 
 def _end(members: Iterable[_Member]) -> None:

@@ -35,7 +35,6 @@ from .parcels import collecting, pickled, unnamed_file
 from .protocols import Post, Task, Worker
 
 _NUMBER: Final = struct.Struct("q")
-_MOST_DESCRIPTORS: Final = 253  # SCM_MAX_FD of the Linux kernel
 
 # What the forker is asked for.
 _WORK: Final = b"w"
@@ -80,8 +79,8 @@ class Forker:
         return self._ask(_SERVE, *(fd for fd in post.descriptors if fd >= 0))
 
     def _ask(self, what: bytes, reply: int, *others: int) -> Worker:
-        if len(others) > _MOST_DESCRIPTORS - 2:
-            raise ValueError(f"the work refers to more than {_MOST_DESCRIPTORS - 3} files")
+        if len(others) > serving.MOST_DESCRIPTORS - 2:
+            raise ValueError(f"the work refers to more than {serving.MOST_DESCRIPTORS - 3} files")
         read, write = forks.pipe()
         try:
             with self._lock:
@@ -180,7 +179,7 @@ def _serve(theirs: socket.socket) -> None:
     while True:
         for key, _ in selector.select():
             if key.fileobj is theirs:
-                message, fds, _, _ = socket.recv_fds(theirs, 1, _MOST_DESCRIPTORS)
+                message, fds, _, _ = socket.recv_fds(theirs, 1, serving.MOST_DESCRIPTORS)
                 if not message:
                     return
                 reply, status, first, *rest = fds

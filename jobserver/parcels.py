@@ -64,14 +64,20 @@ def pickled(task: Task, needed_by: str) -> memoryview:
 
 def unnamed_file(content: memoryview) -> IO[bytes]:
     """A file without a name that has this content and is positioned at its start."""
-    file = os.fdopen(open_unnamed(), "w+b", buffering=0)
+    file = os.fdopen(open_unnamed(), "rb", buffering=0)
     try:
-        file.write(content)
-        file.seek(0)
+        write_all(file.fileno(), content)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def write_all(fd: int, content: memoryview) -> None:
+    """Write to the start of a file, whose position stays: one write takes 2 GiB at most."""
+    written = 0
+    while written < len(content):
+        written += os.pwrite(fd, content[written:], written)
 
 
 def open_unnamed() -> int:

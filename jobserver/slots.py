@@ -300,13 +300,12 @@ class SlotPool:
             # Not left to closing: children that have just been forked have copies, for a moment.
             self.kernel.unlock(slot.receipt)
         receipt, slot.receipt = slot.receipt, -1
-        if ended:
-            if not slot.kept:
-                self._close(receipt)
-            return
-        if receipt == self._kept:
-            self._kept = -1
-        self.kernel.close(receipt)
+        if not ended:
+            if receipt == self._kept:
+                self._kept = -1
+            self.kernel.close(receipt)
+        elif not slot.kept:
+            self._close(receipt)
 
     def _return_lent(self, slot: Slot, ended: bool) -> bool:
         if slot.receipt >= 0:

@@ -16,7 +16,7 @@ from typing import Any, Callable, Optional
 
 import pytest
 
-from jobserver import Blocked, Future, Jobserver, LostResult
+from jobserver import Blocked, Future, Jobserver, JobserverExecutor, LostResult
 from jobserver.crew import Crew
 from jobserver.engine import Engine
 from jobserver.poller import KernelPoller
@@ -43,6 +43,14 @@ NAME = "JOBSERVER_TEST"
 def one_after_another(js: Jobserver, count: int) -> list[int]:
     """The processes in which submissions run, each after the one before."""
     return [js(getpid).result(PATIENCE) for _ in range(count)]
+
+
+def stop_an_idle_worker(js: Jobserver) -> int:
+    """It gets the next work, and does not begin it."""
+    (pid,) = one_after_another(js, 1)
+    os.kill(pid, signal.SIGSTOP)
+    await_state(pid, "T")
+    return pid
 
 
 # Who serves
@@ -283,9 +291,7 @@ def test_a_worker_is_killed_with_work_that_it_has_not_begun(method: str, tmp_pat
     """Another one has the work, once."""
     with Jobserver(method, 1) as base:
         js = base.replace_workers()
-        (pid,) = one_after_another(js, 1)
-        os.kill(pid, signal.SIGSTOP)
-        await_state(pid, "T")
+        pid = stop_an_idle_worker(js)
         future = js(append_and_getpid, str(tmp_path / "lines"))
         assert pid_of(future) == pid
         os.kill(pid, signal.SIGKILL)
@@ -303,9 +309,7 @@ def test_descriptors_are_sent_again_with_the_work(method: str) -> None:
     context = multiprocessing.get_context(method)
     with Jobserver(method, 1) as base:
         js = base.replace_workers()
-        (pid,) = one_after_another(js, 1)
-        os.kill(pid, signal.SIGSTOP)
-        await_state(pid, "T")
+        pid = stop_an_idle_worker(js)
         ours, theirs = context.Pipe()
         with ours:
             with theirs:
@@ -319,9 +323,7 @@ def test_descriptors_are_sent_again_with_the_work(method: str) -> None:
 def test_work_that_was_cancelled_before_it_began_does_not_run(method: str, tmp_path: Path) -> None:
     with Jobserver(method, 1) as base:
         js = base.replace_workers()
-        (pid,) = one_after_another(js, 1)
-        os.kill(pid, signal.SIGSTOP)
-        await_state(pid, "T")
+        stop_an_idle_worker(js)
         future = js(append_and_getpid, str(tmp_path / "lines"))
         assert future.wait(PATIENCE, signal=signal.SIGKILL)
         with pytest.raises(LostResult):
@@ -352,6 +354,30 @@ def fork_and_leave(path: str) -> int:
         finally:
             os._exit(0)
     return pid
+
+
+# Executors
+
+
+def test_an_executor_that_owns_its_jobserver_reuses_workers(method: str) -> None:
+    with JobserverExecutor(1, multiprocessing.get_context(method)) as executor:
+        assert len({executor.submit(getpid).result(PATIENCE) for _ in range(3)}) == 1
+
+
+def test_an_executor_does_as_the_handle_says(method: str) -> None:
+    with Jobserver(method, 1) as js:
+        for handle, processes in ((js, 3), (js.replace_workers(), 1)):
+            with JobserverExecutor(handle) as executor:
+                pids = {executor.submit(getpid).result(PATIENCE) for _ in range(3)}
+            assert len(pids) == processes
+
+
+def test_an_initializer_runs_once_in_a_worker(method: str, tmp_path: Path) -> None:
+    path, context = tmp_path / "lines", multiprocessing.get_context(method)
+    with JobserverExecutor(1, context, append_line, (str(path),)) as executor:
+        for _ in range(3):
+            executor.submit(getpid).result(PATIENCE)
+    assert path.read_text() == "line\n"
 
 
 # Leaving
@@ -519,9 +545,7 @@ def test_two_threads_learn_that_work_has_not_begun(
     """One of them has another worker for it; the other one does nothing."""
     with Jobserver("spawn", 1) as base:
         js = base.replace_workers()
-        (pid,) = one_after_another(js, 1)
-        os.kill(pid, signal.SIGSTOP)
-        await_state(pid, "T")
+        pid = stop_an_idle_worker(js)
         future = js(append_and_getpid, str(tmp_path / "lines"))
         os.kill(pid, signal.SIGKILL)
         await_state(pid, "Z")
@@ -655,9 +679,7 @@ def test_a_closed_crew_that_hires_once_more_is_not_kept() -> None:
     before = count_crews()
     with Jobserver("fork", 1) as base:
         js = base.replace_workers()
-        (pid,) = one_after_another(js, 1)
-        os.kill(pid, signal.SIGSTOP)
-        await_state(pid, "T")
+        pid = stop_an_idle_worker(js)
         future = js(getpid)
     os.kill(pid, signal.SIGKILL)
     assert future.result(PATIENCE) != pid
