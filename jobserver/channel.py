@@ -8,19 +8,22 @@ from typing import Final, Optional, Union
 from . import forks, wire
 from .protocols import Closed
 
+_FIRST: Final = 1 << 12  # bytes read at first, which is all of most frames
 _READ_AT_ONCE: Final = 1 << 20  # bytes read before other channels get their turn
 
 
 class PipeChannel:
     """A pipe from one worker, which carries a frame for each piece of work."""
 
+    lasts: bool = False
+
     def __init__(self) -> None:
         self.reply: int
         self._fd, self.reply = forks.pipe()
         os.set_blocking(self._fd, False)  # this end's description is nobody else's
-        self._header = bytearray(wire.HEADER.size)
-        self._content: Optional[bytearray] = None
-        self._filled = 0
+        self._start = b""  # of a frame, less than its header
+        self._kind = self._text = self._filled = 0
+        self._content: Optional[bytearray] = None  # of a frame that was not whole at first
 
     def close_reply(self) -> None:
         """Close the worker's end here, or its death would not close the channel."""
@@ -31,31 +34,45 @@ class PipeChannel:
 
     def receive(self) -> Union[wire.Frame, Closed, None]:
         """The frame once it is whole, CLOSED if there will be none, None if not yet known."""
-        budget = _READ_AT_ONCE
-        while budget > 0:
-            target = self._header if self._content is None else self._content
-            if self._filled < len(target):
-                try:
-                    with memoryview(target) as whole, whole[self._filled :] as rest:
-                        count = os.readv(self._fd, [rest])
-                except BlockingIOError:
-                    return None
-                if count == 0:
-                    return Closed.CLOSED
-                self._filled += count
-                budget -= count
-            elif self._content is None:
-                _, text, body = wire.HEADER.unpack(self._header)
-                self._content = bytearray(text + body)
-                self._filled = 0
-            else:
-                kind, text, _ = wire.HEADER.unpack(self._header)
-                view = memoryview(self._content)
-                self._content = None
-                self._filled = 0
-                kind, last = kind & ~wire.LAST, bool(kind & wire.LAST)
-                return wire.Frame(kind, str(view[:text], "utf-8"), view[text:], last=last)
-        return None
+        try:
+            if self._content is None:
+                data = os.read(self._fd, _FIRST)
+                return self._begin(self._start + data) if data else Closed.CLOSED
+            return self._go_on(self._content)
+        except BlockingIOError:
+            return None
+
+    def _begin(self, data: bytes) -> Union[wire.Frame, Closed, None]:
+        if len(data) < wire.HEADER.size:
+            self._start = data
+            return None
+        self._start = b""
+        kind, text, body = wire.HEADER.unpack_from(data)
+        whole = memoryview(data)[wire.HEADER.size :]
+        if len(whole) == text + body:
+            return _frame(kind, text, whole)
+        self._kind, self._text, self._filled = kind, text, len(whole)
+        self._content = content = bytearray(text + body)
+        content[: len(whole)] = whole
+        return self._go_on(content)
+
+    def _go_on(self, content: bytearray) -> Union[wire.Frame, Closed, None]:
+        most = min(len(content), self._filled + _READ_AT_ONCE)
+        while self._filled < most:
+            with memoryview(content) as whole, whole[self._filled :] as rest:
+                count = os.readv(self._fd, [rest])
+            if count == 0:
+                return Closed.CLOSED
+            self._filled += count
+        if self._filled < len(content):
+            return None
+        self._content = None
+        return _frame(self._kind, self._text, memoryview(content))
 
     def close(self) -> None:
         forks.close(self._fd)
+
+
+def _frame(kind: int, text: int, content: memoryview) -> wire.Frame:
+    last = bool(kind & wire.LAST)
+    return wire.Frame(kind & ~wire.LAST, str(content[:text], "utf-8"), content[text:], last=last)

@@ -26,7 +26,7 @@ from typing import Callable, Final, Optional, Union
 from . import forks, serving, wire
 from .channel import PipeChannel
 from .engine import Engine
-from .parcels import collecting, open_unnamed, pickled, write_all
+from .parcels import Collector, open_unnamed, pickled, write_all
 from .protocols import Channel, Closed, Launcher, Post, Receiver, Slot, Task, Worker
 from .settings import Reuse
 
@@ -84,13 +84,14 @@ class Crew:
             raise
         return turn, Answer(turn)
 
-    def find(self, reuse: Reuse) -> Optional[_Member]:
-        """One that is idle and may serve once more. Under the engine's lock."""
+    def find(self, reuse: Reuse, slot: Optional[Slot]) -> Optional[_Member]:
+        """One that is idle and may serve once more, on this slot. Under the engine's lock."""
         for index in range(len(self._idle) - 1, -1, -1):
             member = self._idle[index]
-            if reuse.max_tasks is None or member.served < reuse.max_tasks:
+            if member.is_free_for(slot) and (
+                reuse.max_tasks is None or member.served < reuse.max_tasks
+            ):
                 del self._idle[index]
-                self.engine.neglect(member.channel.fileno())
                 return member
         return None
 
@@ -114,13 +115,15 @@ class Crew:
             theirs.callback(forks.close_socket, receiving)
             post = Post(channel.reply, receiving.fileno(), begun, receipt)
             worker = self.launcher.hire(post)
+            member = _Member(self, worker, requests, channel, begun=begun, receipt=receipt)
+            with self.engine.lock:
+                member.attend()
             undo.pop_all()
-        return _Member(self, worker, requests, channel, begun=begun, receipt=receipt)
+        return member
 
     def release(self, member: _Member) -> None:
         """It has served, and may again. Under the engine's lock."""
         # A garbage collection may close the crew at any step: it sees to whom it finds here.
-        self.engine.attend(member.channel.fileno(), member)
         self._idle.append(member)
         if self.closed and member in self._idle:
             self.part_with(member)
@@ -131,8 +134,7 @@ class Crew:
         """Have one leave that is idle, or that has ended. Under the engine's lock."""
         if member in self._idle:
             self._idle.remove(member)
-            self.engine.neglect(member.channel.fileno())
-        member.stop_sending()
+        member.retire()
         if self.closed:
             _end([member])
             self.close_member(member)
@@ -167,7 +169,7 @@ class Crew:
             # Nobody else sees to them from here on.
             ending = [*self._idle, *self._leaving]
             for member in self._idle:
-                self.engine.neglect(member.channel.fileno())
+                member.retire()
             for member in self._leaving:
                 self.engine.neglect(member.worker.fileno())
             self._idle = []
@@ -205,6 +207,7 @@ class _Member:
         self.slot: Optional[Slot] = None  # the last that was handed over to it
         self.served = 0  # how much work it was sent
         self._crew = crew
+        self._attended = False
         self._begun = begun
         forks.reset_in_children(self)
 
@@ -219,6 +222,11 @@ class _Member:
         waiting.register(self.channel.fileno(), select.POLLIN)
         return bool(waiting.poll(0))
 
+    def is_free_for(self, slot: Optional[Slot]) -> bool:
+        """Whether its description holds no slot but this: another's owner may pass that one on."""
+        last = self.slot
+        return last is None or last is slot or last.receipt != self.receipt
+
     def leave_receipt(self) -> None:
         """Leave the description to the slot that is on it, for this worker has ended."""
         slot = self.slot
@@ -229,8 +237,20 @@ class _Member:
     def advance(self) -> None:
         self._crew.move_along(self)
 
-    def stop_sending(self) -> None:
+    def attend(self) -> None:
+        """See to it while it has no work. Under the engine's lock, as what follows."""
+        self._crew.engine.attend(self.channel.fileno(), self)
+        self._attended = True
+
+    def neglect(self) -> None:
+        """See to it no more."""
+        if self._attended:
+            self._attended = False
+            self._crew.engine.neglect(self.channel.fileno())
+
+    def retire(self) -> None:
         """Have it leave, if it has not: there will be no more work."""
+        self.neglect()
         forks.close_socket(self.requests)
 
     def close(self) -> None:
@@ -266,17 +286,19 @@ class Turn:
             member: Optional[_Member] = None
             if not anew:
                 with crew.engine.lock:
-                    member = crew.find(self._reuse)
+                    member = crew.find(self._reuse, self._slot)
             if member is None:
                 member = crew.hire()
             member.served += 1
             sent = False
             try:
-                with crew.engine.lock:
-                    # Before it can begin: from then on the slot is in use for as long as it lives.
-                    if self._slot is not None and member.receipt is not None:
-                        slots.hand_over(self._slot, member.receipt)
-                        member.slot = self._slot
+                slot = self._slot
+                if slot is not None and slot.receipt != member.receipt:
+                    with crew.engine.lock:
+                        # Before it can begin: from then on the slot is in use while it lives.
+                        if member.receipt is not None:
+                            slots.hand_over(slot, member.receipt)
+                            member.slot = slot
                 sent = self._request.send(member.requests)
             finally:
                 if not sent:  # it has just left; or it cannot be told, and is to leave
@@ -320,7 +342,7 @@ class Turn:
             self._over = True
             self._crew.release(member)
             return True
-        member.stop_sending()
+        member.retire()
         return member.worker.poll()
 
     def fileno(self) -> int:
@@ -339,6 +361,8 @@ class Turn:
 class Answer:
     """The result of one turn: a `protocols.Receiver`."""
 
+    lasts: bool = True
+
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
 
@@ -355,14 +379,18 @@ class Answer:
         return received
 
     def close(self) -> None:
-        """The channel is the worker's, and closed with it."""
+        """Leave the channel to the worker, with which it is closed."""
+        member = self._turn.member
+        member.attend()
+        if not self._turn.answered:
+            member.retire()
 
 
 class _Request:
     """Work, pickled once, to be sent until somebody begins it."""
 
     def __init__(self, task: Task, method: str, idle: float) -> None:
-        with collecting() as fds:
+        with Collector() as fds:
             content = pickled(task, f"start method {method!r} with reused workers")
         if len(fds) > serving.MOST_DESCRIPTORS - 1:
             raise ValueError(f"the work refers to more than {serving.MOST_DESCRIPTORS - 1} files")
@@ -370,9 +398,14 @@ class _Request:
         header = serving.HEADER.pack(len(content), int(min(idle * 1000, _LONGEST)), in_file)
         self._message: Final = header if in_file else header + content
         self._fds: Final[list[int]] = []
+        if in_file or fds:
+            self._attach(content if in_file else None, fds)
+
+    def _attach(self, content: Optional[memoryview], fds: list[int]) -> None:
+        """Have what is too large, and descriptors of its own, sent with the message."""
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
-            if in_file:
+            if content is not None:
                 with forks.opening:
                     self._fds.append(forks.private(open_unnamed()))
                 write_all(self._fds[0], content)
@@ -400,8 +433,6 @@ class _Request:
 
 def _end(members: Iterable[_Member]) -> None:
     """Wait until workers that have no work have ended."""
-    for member in members:
-        member.stop_sending()
     deadline = time.monotonic() + _PATIENCE
     for member in members:
         waiting = select.poll()

@@ -19,23 +19,26 @@ import time
 from collections import OrderedDict
 from collections.abc import Generator
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Optional, Union
+from typing import Any, Final, Optional, Union
 
 import attrs
 
 from . import worker
 from .awaiting import AwaitedEvent, AwaitedFuture, Wait
-from .callbacks import issue_due
 from .crew import Crew
-from .errors import CallbackRaised, LostResult
+from .errors import LostResult
 from .forker import Forker, ForkerLost
-from .future import load
+from .future import outcome_of
 from .protocols import Slot, Work
 from .resources import Resources
 from .run import Group, Run
 from .settings import Settings
 
 logger: logging.Logger = logging.getLogger("jobserver")
+
+# How long a slot may go from one piece of work to the next without going back in between: the way
+# back and forth takes some 20 µs, which small work should not pay for each time.
+_TENURE: Final = 0.005  # seconds
 
 
 # The one subclass of a class that is final for everybody else: see errors.
@@ -47,10 +50,11 @@ class LostWorker(  # type: ignore[misc]
     """A `LostResult` for programs that catch `BrokenProcessPool`."""
 
 
-class Dispatch:
+class Dispatch(Group):
     """What an executor shares with its thread. The engine's lock guards its attributes."""
 
     def __init__(self, resources: Resources, settings: Settings, *, owned: bool) -> None:
+        super().__init__()
         self.resources = resources
         # Work that waits for a slot, oldest first.
         self.pending: OrderedDict[AwaitedFuture[object], Work] = OrderedDict()
@@ -59,7 +63,6 @@ class Dispatch:
         self.pid: int = os.getpid()
         self._settings = settings
         self._owned = owned
-        self._group = Group()
         # Its own: nobody else's work is to come after its initializer.
         self._crew = Crew(resources.engine, resources.crew.launcher)
         self._forker: Optional[Forker] = None
@@ -67,7 +70,9 @@ class Dispatch:
         self._start_lock = threading.Lock()
         self._changed = False
         self._waits: dict[object, Union[Wait, AwaitedEvent]] = {}
+        self._futures: dict[Run, AwaitedFuture[object]] = {}
         self._held: list[Slot] = []
+        self._inherits = False  # what comes free is used at once, for nothing else is done
         self._lent: Optional[Run] = None
         self._short: Optional[OSError] = None  # why no slot could be taken
         self._pause = 0.0  # the gate is not to be asked before
@@ -172,8 +177,10 @@ class Dispatch:
 
     def _tell(self) -> None:
         """Have the thread look at what has changed."""
-        self._changed = True
-        self.resources.engine.notify()
+        # Once told, it looks at everything after it has set this back.
+        if not self._changed:
+            self._changed = True
+            self.resources.engine.notify()
 
     # What follows runs in the thread.
 
@@ -181,20 +188,42 @@ class Dispatch:
         engine = self.resources.engine
         while True:
             self._changed = False
-            self._settle_due()
+            # Work first: a worker is waiting for it, and callbacks may take their time.
             self._launch_pending()
+            self._settle_due()
             # Not before: what could not be launched leaves nothing behind that would tell.
             with engine.lock:
-                if self.closing and not (self.pending or self._group.tracked or self._group.due):
+                if self.closing and not (self.pending or self.tracked or self.due):
                     break
             paused = engine.clock() < self._pause
             until = self._pause if paused and self.pending else None
+            self._inherits = True
             engine.wait(
                 functools.partial(self._ready, paused),
                 until,
                 for_slot=self._wants_slot() and not paused,
             )
+            self._inherits = False
         self._end()
+
+    def inherit(self, slot: Slot) -> bool:
+        """Keep the slot of work that is over for work that is pending.
+
+        For a while only, lest others of the tree never have it.
+        """
+        if (
+            self._inherits
+            and len(self._held) < len(self.pending)
+            and self._settings.sleep is None
+            and slot.relief is None
+            and self.resources.engine.clock() < slot.tenure
+        ):
+            self._held.append(slot)
+            return True
+        return False
+
+    def announce(self, run: Run) -> None:
+        self.due.append(run)
 
     def _wants_slot(self) -> bool:
         """Whether there is pending work, or some that runs on the slot of this process."""
@@ -205,14 +234,15 @@ class Dispatch:
 
     def _ready(self, paused: bool) -> bool:
         """Whether there is something to do; takes a slot for pending work if there is one."""
-        if self._changed or self._group.due:
+        if self._changed or self.due:
             return True
         if paused or not self._wants_slot():
             return False
         slots = self.resources.engine.slots
         if self._lent is not None:
             slots.relieve(self._lent.slot)
-        if not self.pending:
+        # There is none to be had when all are this executor's own.
+        if not self.pending or len(self.tracked) >= slots.count:
             return False
         try:
             slot = slots.take()
@@ -224,6 +254,7 @@ class Dispatch:
             self._short = error
             return True
         if slot is not None:
+            slot.tenure = self.resources.engine.clock() + _TENURE
             self._held.append(slot)
         return bool(self._held)
 
@@ -234,18 +265,15 @@ class Dispatch:
             with engine.lock:
                 if not (self.pending and (self._held or self._ready(False)) and self._held):
                     break
-                future = next(iter(self.pending))
-            if self._settings.sleep is not None and not self._admitted:
+                asks = self._settings.sleep is not None and not self._admitted
+                oldest = None if asks else self.pending.popitem(last=False)
+            if oldest is None:
                 # As `Resources.submit` has it: asked when there is a slot, not holding it.
                 self.resources.put_back(self._held)
                 self._ask()
-                continue
-            with engine.lock:
-                work = self.pending.pop(future, None)
-            # Not when it was cancelled meanwhile.
-            if work is not None and future.set_running_or_notify_cancel():
+            elif oldest[0].set_running_or_notify_cancel():  # it was not cancelled just now
                 self._admitted = False
-                self._launch(future, work)
+                self._launch(*oldest)
         self.resources.put_back(self._held)
         error, self._short = self._short, None
         if error is not None:
@@ -266,7 +294,7 @@ class Dispatch:
         slot = self._held.pop()
         lent = self.resources.engine.slots.is_lent(slot)
         try:
-            run = self.resources.launch(self._crew, self._group, self._settings, work, slot)
+            run = self.resources.launch(self._crew, self, self._settings, work, slot)
         except ForkerLost:
             self._break(RuntimeError("the process that forks its workers has died"))
             future.set_exception(BrokenProcessPool(str(self.broken)))
@@ -277,11 +305,9 @@ class Dispatch:
         else:
             if lent:
                 self._lent = run
-            logger.debug("executor %x: worker %s started", id(self), run.worker.pid)
-            with self.resources.engine.lock:
-                _, due = run.register(functools.partial(self._settle, future, run))
-                if due:
-                    self._group.due.append(run)
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug("executor %x: worker %s started", id(self), run.worker.pid)
+            self._futures[run] = future
 
     def _fail_oldest(self, error: Exception) -> None:
         with self.resources.engine.lock:
@@ -290,36 +316,37 @@ class Dispatch:
             future.set_exception(error)
 
     def _settle_due(self) -> None:
-        while True:
+        while self.due:
+            run = self.due.popleft()
             try:
-                issue_due(self._group)
-                return
-            except CallbackRaised as error:
+                self._settle(self._futures.pop(run), run)
+            except BaseException:
                 # A callback that somebody added to a future raised what is not an Exception.
-                logger.error("a callback raised", exc_info=error.__cause__)
+                logger.exception("a callback raised")
 
     def _settle(self, future: AwaitedFuture[object], run: Run) -> None:
         """Finish a future with what its run ended with."""
         if run is self._lent:
             self._lent = None
-        logger.debug("executor %x: worker %s has ended", id(self), run.worker.pid)
-        outcome: Union[_Value, BaseException]
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("executor %x: worker %s has ended", id(self), run.worker.pid)
+        failure: BaseException
         try:
-            outcome = _Value(load(run))
+            value = outcome_of(run)()
         except LostResult as lost:
-            outcome = LostWorker(lost.pid, lost.exitcode)
-            outcome.__cause__ = lost.__cause__
+            failure = LostWorker(lost.pid, lost.exitcode)
+            failure.__cause__ = lost.__cause__
         except worker.InitializerFailed as error:
             self._break(error)
-            outcome = BrokenProcessPool(str(self.broken))
-            outcome.__cause__ = error
+            failure = BrokenProcessPool(str(self.broken))
+            failure.__cause__ = error
         except BaseException as error:
-            outcome = error
-        if isinstance(outcome, _Value):
-            future.set_result(outcome.value)
+            failure = error
         else:
-            # Without the traceback, whose frames keep all this alive.
-            future.set_exception(outcome.with_traceback(None))
+            future.set_result(value)
+            return
+        # Without the traceback, whose frames keep all this alive.
+        future.set_exception(failure.with_traceback(None))
 
     def _break(self, reason: BaseException) -> None:
         """No more work can be run: fail what is pending, and refuse what comes."""
@@ -344,11 +371,6 @@ class Dispatch:
         self.resources.engine.release()
         _open.discard(self)
         logger.debug("executor %x: ended", id(self))
-
-
-@attrs.frozen(eq=False)
-class _Value:
-    value: object
 
 
 # Those whose thread is alive.

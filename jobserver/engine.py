@@ -16,11 +16,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterable
 from multiprocessing import util
+from types import TracebackType
 from typing import Callable, Final, Optional, Protocol, cast
 
 from . import forks, serving
-from .interrupts import shielded
+from .interrupts import shielded, unshielded
 from .lifecycle import State
 from .poller import KernelPoller
 from .protocols import Clock, Poller, Slot, SlotSource
@@ -51,12 +53,70 @@ class _Turn:
         self._asleep = threading.Lock()
         self._asleep.acquire()
 
-    def follow(self, timeout: Optional[float]) -> None:
-        """Sleep until `go_on`, or for so many seconds."""
+    def sleep(self, timeout: Optional[float]) -> Iterable[object]:
+        """Sleep until there is something, or for so many seconds; what is ready, to a leader."""
+        if self.poller is not None:
+            return self.poller.poll(timeout)
         self._asleep.acquire(timeout=-1 if timeout is None else min(timeout, _LONGEST))
+        return ()
 
     def go_on(self) -> None:
         self._asleep.release()
+
+
+class _Looks:
+    """When a waiter looks for what nobody tells of."""
+
+    __slots__ = ("_pause", "due")
+
+    def __init__(self, now: float) -> None:
+        self._pause = _FIRST_LOOK
+        self.due: float = now + _FIRST_LOOK
+
+    def put_off(self, before: float, after: float) -> None:
+        """It has looked, between these times."""
+        # With many hundreds of slots a look takes long, and a waiter is to cost nothing.
+        self._pause = max(min(2 * self._pause, _LAST_LOOK), (after - before) * _LOOKS)
+        self.due = after + self._pause
+
+    def within(self, timeout: Optional[float]) -> float:
+        """How long to sleep at most, to look in time."""
+        return self._pause if timeout is None else min(self._pause, timeout)
+
+
+class _Step:
+    """`with shielded(), engine.lock:` at the price of one; reentrant, as both of them are."""
+
+    __slots__ = ("_depth", "_lock", "_shield")
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self._lock: threading.RLock = lock
+        self._depth = 0
+        self._shield: Optional[shielded] = None
+
+    def __enter__(self) -> None:
+        shield = None
+        if unshielded():
+            shield = shielded()
+            shield.__enter__()
+        self._lock.acquire()
+        self._depth += 1
+        if shield is not None:
+            self._shield = shield
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        shield = None
+        self._depth -= 1
+        if not self._depth:
+            shield, self._shield = self._shield, None
+        self._lock.release()
+        if shield is not None:
+            shield.__exit__(kind, error, trace)
 
 
 class Attended(Protocol):
@@ -79,11 +139,13 @@ class Engine:
         self.slots = slots
         self.clock = clock
         self._lock: threading.RLock = threading.RLock()
+        self._step: _Step = _Step(self._lock)
         self._make_poller = make_poller
         # Opened now, and not when there is a worker that would be lost if it could not be.
         self._poller: Optional[Poller] = make_poller()
         self._runs: set[Run] = set()
         self._late: set[Run] = set()  # those of them that are over but for their slot
+        self._unbegun: list[Run] = []  # those that are to have another worker
         self._attended: dict[int, Attended] = {}  # by the descriptor that tells of them
         self.users: int = 1
         self._leader: Optional[_Turn] = None
@@ -94,8 +156,16 @@ class Engine:
     @property
     def lock(self) -> threading.RLock:
         """Guards all state. Reentrant, as a garbage collection within may end in `release`."""
-        forks.catch_up()
+        if forks.behind:
+            forks.catch_up()
         return self._lock
+
+    @property
+    def step(self) -> _Step:
+        """`with engine.step:` holds the lock, shielded from interrupts."""
+        if forks.behind:
+            forks.catch_up()
+        return self._step
 
     def prepare(self) -> None:
         """Open what `track` needs, so that it cannot fail once a worker runs."""
@@ -104,19 +174,20 @@ class Engine:
 
     def track(self, run: Run) -> None:
         """Look after a run that has just been launched."""
-        with shielded(), self.lock:
+        with self.step:
+            if not self._runs:
+                _keep_until_drained(self)
             self._runs.add(run)
-            run.start(self._open_poller())
-            _keep_until_drained(self)
+            run.start(self._poller or self._open_poller())
 
     def attend(self, fd: int, item: Attended) -> None:
-        """Move something along whenever a descriptor is readable. Under the lock."""
+        """Move something along whenever a descriptor is readable, and no run. Under the lock."""
         self._attended[fd] = item
-        self._open_poller().watch(fd, item)
+        (self._poller or self._open_poller()).watch(fd, item)
 
     def neglect(self, fd: int) -> None:
-        """Stop that. Under the lock."""
-        del self._attended[fd]
+        """Stop watching a descriptor, be it for what `attend` was given or for a run."""
+        self._attended.pop(fd, None)
         self._open_poller().unwatch(fd)
 
     def deadline(self, timeout: Optional[float]) -> Optional[float]:
@@ -132,43 +203,45 @@ class Engine:
         changed; with `for_slot`, also whenever a slot may have come free, be it that somebody
         died who had it. KeyboardInterrupt passes, and leaves everything as it is.
         """
-        pause = _FIRST_LOOK
-        look_at = self.clock() + pause
-        while True:
-            now = self.clock()
-            remaining = None if deadline is None else max(0.0, deadline - now)
-            if now >= look_at:
-                self._look(for_slot)
-                look_at = self.clock()
-                # With many hundreds of slots a look takes long, and a waiter is to cost nothing.
-                pause = max(min(2 * pause, _LAST_LOOK), (look_at - now) * _LOOKS)
-                look_at += pause
-            turn = _Turn()
+        looks = _Looks(self.clock())
+        turn: Optional[_Turn] = None
+        subjects: Iterable[object] = ()
+        try:
             try:
-                try:
-                    with shielded(), self.lock:
-                        if ready():
-                            return True
-                        if remaining != 0:
-                            self._enter(turn, for_slot and not self.slots.hindered)
+                while True:
+                    now = self.clock()
+                    remaining = None if deadline is None else max(0.0, deadline - now)
+                    if now >= looks.due:
+                        self._look(for_slot)
+                        looks.put_off(now, self.clock())
+                    with self.step:
+                        if turn is not None:
+                            if subjects:
+                                self._take_in(subjects)
+                                subjects = ()
+                            self._leave(turn)
+                            turn = None
+                        is_ready = ready()
+                        if not is_ready and remaining != 0:
+                            turn = self._enter(for_slot and not self.slots.hindered)
                         timeout = remaining
                         if (for_slot and self.slots.recovers) or self._late:
-                            timeout = pause if remaining is None else min(pause, remaining)
-                    if remaining == 0:
+                            timeout = looks.within(remaining)
+                    if self._unbegun:
+                        self._relaunch()
+                    if is_ready:
+                        return True
+                    if turn is None:
                         self.advance()
-                        with shielded(), self.lock:
-                            if not ready():
-                                return for_slot and self.slots.audit() > 0 and ready()
-                            return True
-                    if turn.poller is not None:
-                        self._move(turn.poller, timeout)
-                    else:
-                        turn.follow(timeout)
-                finally:
-                    self._leave(turn)
+                        with self.step:
+                            return ready() or (for_slot and self.slots.audit() > 0 and ready())
+                    # An interrupt after it loses nothing: what is ready is reported again.
+                    subjects = turn.sleep(timeout)
             finally:
-                # Again, as an interrupt can come after the block and before its `finally`.
                 self._leave(turn)
+        finally:
+            # Again, as an interrupt can come after the block and before its `finally`.
+            self._leave(turn)
 
     def advance(self) -> None:
         """Move along what is ready. Never waits; costs what is ready, not what is tracked."""
@@ -176,14 +249,19 @@ class Engine:
         poller = self._poller
         if poller is None or not (self._runs or self._attended):
             return
-        if self._move(poller, 0):
-            self.notify()
+        subjects = poller.poll(0)
+        if subjects:
+            with self.step:
+                self._take_in(subjects)
+                self.notify()
+        if self._unbegun:
+            self._relaunch()
         if self._late:
             self._look(for_slot=False)
 
     def notify(self) -> None:
         """Have all that wait look again."""
-        with shielded(), self.lock:
+        with self.step:
             self._wake_followers()
             if self._leader is not None:
                 self._open_poller().wake()
@@ -195,13 +273,13 @@ class Engine:
 
     def release(self) -> None:
         """One user less. Without users, and once the last run is over, everything is closed."""
-        with shielded(), self.lock:
+        with self.step:
             self.users -= 1
             self._close_if_unused()
 
     def give_back(self, slot: Slot) -> None:
         """Free a slot on which nothing was launched."""
-        with shielded(), self.lock:
+        with self.step:
             self.slots.give_back(slot)
             self._close_if_unused()
 
@@ -212,10 +290,12 @@ class Engine:
     def after_fork(self) -> None:
         """In a forked child: no run is ours, and no thread but this one is."""
         self._lock = threading.RLock()
+        self._step = _Step(self._lock)
         for run in self._runs:
             run.abandon()
         self._runs = set()
         self._late = set()
+        self._unbegun = []
         self._attended = {}
         self._leader = None
         self._followers = []
@@ -225,7 +305,8 @@ class Engine:
         self._poller = None
         _busy.discard(self)
 
-    def _enter(self, turn: _Turn, for_slot: bool) -> None:
+    def _enter(self, for_slot: bool) -> _Turn:
+        turn = _Turn()
         if for_slot:
             self._watch_slot()
         # A leader of this very thread is a wait that this one interrupted: a signal handler's.
@@ -234,11 +315,12 @@ class Engine:
             self._leader = turn
         else:
             self._followers.append(turn)
+        return turn
 
-    def _leave(self, turn: _Turn) -> None:
-        if turn is not self._leader and turn not in self._followers:
+    def _leave(self, turn: Optional[_Turn]) -> None:
+        if turn is None or (turn is not self._leader and turn not in self._followers):
             return
-        with shielded(), self.lock:
+        with self.step:
             if self._leader is turn:
                 self._leader = None
                 self._wake_followers()
@@ -246,40 +328,37 @@ class Engine:
             elif turn in self._followers:
                 self._followers.remove(turn)
 
-    def _move(self, poller: Poller, timeout: Optional[float]) -> bool:
-        """Wait once, and move along what is ready: whether there was something."""
-        # An interrupt before the shield loses nothing: the poller reports again what is ready.
-        subjects = poller.poll(timeout)
-        if not subjects:
-            return False
-        unbegun: list[Run] = []
-        with shielded():
-            with self.lock:
-                lost = False
-                for subject in subjects:
-                    if subject is _SLOT:
-                        # Reported once to each that wants one, lest the leader spin while another
-                        # thread is on its way to take it.
-                        self._unwatch_slot()
-                    elif not isinstance(subject, Run):
-                        cast("Attended", subject).advance()
-                    elif subject in self._runs and not subject.unbegun:
-                        self._advance(subject, poller)
-                        lost |= subject.state is State.DONE and subject.frame is None
-                        if subject.unbegun:
-                            unbegun.append(subject)
-                if lost:
-                    self.slots.audit()  # for what the workers themselves held
-                self._close_if_idle()
-            for run in unbegun:
-                self._relaunch(run)
-        return True
+    def _take_in(self, subjects: Iterable[object]) -> None:
+        """Move along what is ready. Under the lock."""
+        poller = self._poller or self._open_poller()
+        lost = False
+        for subject in subjects:
+            if subject is _SLOT:
+                # Reported once to each that wants one, lest the leader spin while another thread
+                # is on its way to take it.
+                self._unwatch_slot()
+            elif not isinstance(subject, Run):
+                cast("Attended", subject).advance()
+            elif subject in self._runs and not subject.unbegun:
+                self._advance(subject, poller)
+                lost |= subject.state is State.DONE and subject.frame is None
+                if subject.unbegun:
+                    self._unbegun.append(subject)
+        if lost:
+            self.slots.audit()  # for what the workers themselves held
+        self._close_if_idle()
 
-    def _relaunch(self, run: Run) -> None:
-        """Have another worker for work that its own has not begun."""
-        run.relaunch()  # not under the lock, as it may take its time
-        with self.lock:
-            run.start(self._open_poller())
+    def _relaunch(self) -> None:
+        """Have other workers for work that their own have not begun."""
+        with shielded():
+            while True:
+                with self.lock:
+                    if not self._unbegun:
+                        return
+                    run = self._unbegun.pop()
+                run.relaunch()  # not under the lock, as it may take its time
+                with self.lock:
+                    run.start(self._poller or self._open_poller())
 
     def _advance(self, run: Run, poller: Poller) -> None:
         run.advance(poller)
@@ -291,7 +370,7 @@ class Engine:
 
     def _look(self, for_slot: bool) -> None:
         """Look for what nobody tells of: lost slots, and those of runs that are over."""
-        with shielded(), self.lock:
+        with self.step:
             late = list(self._late)
             for run in late:
                 self._advance(run, self._open_poller())

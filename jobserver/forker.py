@@ -31,7 +31,7 @@ from . import forks, serving, worker
 from .bootstrap import fork_into
 from .interrupts import shielded
 from .launch import Child, ContextLauncher, Served, Unknown
-from .parcels import collecting, pickled, unnamed_file
+from .parcels import Collector, pickled, unnamed_file
 from .protocols import Post, Task, Worker
 
 _NUMBER: Final = struct.Struct("q")
@@ -69,7 +69,7 @@ class Forker:
 
     def launch(self, task: Task, reply: int) -> Worker:
         """`protocols.Launcher.launch`. Raises ForkerLost when the forker has gone."""
-        with collecting() as fds:
+        with Collector() as fds:
             content = pickled(task, "start method 'fork' beside a thread")
         with contextlib.closing(unnamed_file(content)) as file:
             return self._ask(_WORK, reply, file.fileno(), *fds)

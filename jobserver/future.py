@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Callable, Generic, NoReturn, Optional, TypeVar
 from . import wire
 from .callbacks import issue
 from .errors import Blocked, LostResult
-from .interrupts import shielded
 from .launch import valid_signal
 from .lifecycle import State
 from .settings import check_timeout
@@ -61,7 +60,7 @@ class Future(Generic[T]):
         if signal is not None:
             signum = valid_signal(signal)
             self._check_process()
-            with shielded(), self._engine.lock:
+            with self._engine.step:
                 self._run.send_signal(signum)
         return self.done(seconds)
 
@@ -93,7 +92,7 @@ class Future(Generic[T]):
         if not callable(fn):
             raise TypeError(f"fn must be callable, not {fn!r}")
         self._check_process()
-        with shielded(), self._engine.lock:
+        with self._engine.step:
             seqno, due = self._run.register(functools.partial(fn, *args, **kwargs))
         if due:
             issue(self._run)
@@ -154,7 +153,7 @@ def load(run: Run) -> object:
             try:
                 run.loading.acquire()
                 if run.outcome is None:
-                    run.outcome = _outcome(run)
+                    run.outcome = outcome_of(run)
                     run.frame = None
             finally:
                 _release(run)
@@ -173,7 +172,8 @@ def _release(run: Run) -> None:
         pass  # released, or never acquired
 
 
-def _outcome(run: Run) -> Callable[[], object]:
+def outcome_of(run: Run) -> Callable[[], object]:
+    """What gives the value of a run that is done, or raises what it ended with."""
     frame = run.frame
     if frame is None:
         return functools.partial(_raise, LostResult(run.worker.pid, run.worker.exitcode))

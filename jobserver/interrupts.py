@@ -47,7 +47,7 @@ class shielded:  # noqa: N801 - used as a statement: `with shielded():`
 
     def __enter__(self) -> None:
         global _active
-        if _active is not None or threading.get_ident() != _main_thread:
+        if not unshielded():
             return
         try:
             for signum in SIGNALS:
@@ -91,6 +91,11 @@ class shielded:  # noqa: N801 - used as a statement: `with shielded():`
         finally:
             if self._saved:
                 self.restore()
+
+
+def unshielded() -> bool:
+    """Whether a signal handler may now run, in this thread, between any two steps."""
+    return _active is None and threading.get_ident() == _main_thread
 
 
 def _forget_in_child() -> None:

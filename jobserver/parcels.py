@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Generator
-from contextlib import contextmanager
 from multiprocessing import reduction
 from multiprocessing.context import set_spawning_popen
 from typing import IO, TYPE_CHECKING, cast
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Collector:
-    """Collects descriptors while work is pickled, in the place of multiprocessing's Popen.
+    """Collects the descriptors of what is pickled within, in the place of multiprocessing's Popen.
 
     What comes of them in the other process is a `worker.Descriptor`.
     """
@@ -29,21 +27,17 @@ class Collector:
     def __init__(self) -> None:
         self.fds: list[int] = []
 
+    def __enter__(self) -> list[int]:
+        # What pickles for a process asks of a Popen what this has; the stubs name their own only.
+        set_spawning_popen(cast("popen_spawn_posix.Popen", self))
+        return self.fds
+
+    def __exit__(self, *error: object) -> None:
+        set_spawning_popen(None)
+
     def duplicate_for_child(self, fd: int) -> int:
         self.fds.append(fd)
         return len(self.fds) - 1
-
-
-@contextmanager
-def collecting() -> Generator[list[int], None, None]:
-    """Within, what is pickled leaves its descriptors in the list."""
-    collector = Collector()
-    # What pickles for a process asks of a Popen what this has; the stubs name their own only.
-    set_spawning_popen(cast("popen_spawn_posix.Popen", collector))
-    try:
-        yield collector.fds
-    finally:
-        set_spawning_popen(None)
 
 
 def pickled(task: Task, needed_by: str) -> memoryview:

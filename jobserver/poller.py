@@ -23,8 +23,9 @@ class _Epoll:
         self._subjects: dict[int, object] = {}
 
     def watch(self, fd: int, subject: object) -> None:
+        if fd not in self._subjects:
+            self._epoll.register(fd, select.EPOLLIN)
         self._subjects[fd] = subject
-        self._epoll.register(fd, select.EPOLLIN)
 
     def unwatch(self, fd: int) -> None:
         del self._subjects[fd]
@@ -48,7 +49,9 @@ class _Selector:
         self._selector = selectors.DefaultSelector()
 
     def watch(self, fd: int, subject: object) -> None:
-        self._selector.register(fd, 1, subject)  # selectors.EVENT_READ
+        known = fd in self._selector.get_map()
+        change = self._selector.modify if known else self._selector.register
+        change(fd, 1, subject)  # selectors.EVENT_READ
 
     def unwatch(self, fd: int) -> None:
         self._selector.unregister(fd)

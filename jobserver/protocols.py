@@ -54,6 +54,7 @@ class Slot:
     relief: Optional[int] = None  # where the receipt of a lent slot goes once it is relieved
     receipt: int = -1  # the description that holds the place
     kept: bool = False  # whether the description is a worker's, and stays with it
+    tenure: float = 0.0  # the time until which its owner may pass it on to other work
 
 
 class Closed(enum.Enum):
@@ -265,7 +266,7 @@ class Poller(Protocol):
     """Waits for descriptors to become readable. Thread-safe, but for `close`."""
 
     def watch(self, fd: int, subject: object) -> None:
-        """Report `subject` whenever `fd` is readable."""
+        """Report `subject` whenever `fd` is readable, and nobody else who was reported for it."""
         ...
 
     def unwatch(self, fd: int) -> None:
@@ -285,6 +286,11 @@ class Poller(Protocol):
 
 class Receiver(Protocol):
     """Where the result of one piece of work arrives. No method waits."""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it stays open when it is closed here: then its owner watches it again."""
+        ...
 
     def fileno(self) -> int:
         """A descriptor that is readable whenever `receive` may know more."""

@@ -198,7 +198,6 @@ class Resources:
         """Have a worker for work on a slot, which is given back if that fails. To be shielded."""
         slots = self.engine.slots
         try:
-            self.engine.prepare()
             fn, args, kwargs = work
             task = Task(
                 (settings.preexec, fn, args, kwargs),
@@ -217,6 +216,7 @@ class Resources:
         return run
 
     def _start(self, crew: Crew, group: Group, task: Task, slot: Optional[Slot]) -> Run:
+        self.engine.prepare()
         if slot is not None:
             task = attrs.evolve(task, receipt=slot.receipt)
         worker, channel = crew.start(task)
@@ -265,7 +265,7 @@ class Resources:
 
     def _take(self, held: list[Slot]) -> bool:
         """Have a slot in `held`, if one can be had at once."""
-        with shielded(), self.engine.lock:
+        with self.engine.step:
             self.check_open()
             slot = None if held else self.engine.slots.take()
             if slot is not None:

@@ -19,6 +19,18 @@ class Group:
         self.tracked: set[Run] = set()
         self.due: deque[Run] = deque()  # done, with callbacks that have not run
 
+    def inherit(self, slot: Slot) -> bool:  # noqa: ARG002
+        """Whether the owner keeps the slot of a run that is over. Under the engine's lock.
+
+        Asked only when nobody can be on that slot but a worker that is idle again.
+        """
+        return False
+
+    def announce(self, run: Run) -> None:
+        """A run is done. Under the engine's lock."""
+        if run.callbacks:
+            self.due.append(run)
+
 
 class Run:
     """A Future's inner half. The engine's lock guards everything but `callbacks`' consumption."""
@@ -138,7 +150,10 @@ class Run:
         self.state = transition.state
         for effect in transition.effects:
             if effect is Effect.CLOSE_CHANNEL:
-                self._watch(poller, None)
+                if self._channel.lasts:
+                    self.watched = None
+                else:
+                    self._watch(poller, None)
                 self._channel.close()
             elif effect is Effect.RELAUNCH:
                 self.unbegun = True
@@ -151,8 +166,7 @@ class Run:
                 self._return_slot(poller)
             elif effect is Effect.ANNOUNCE:
                 self.group.tracked.discard(self)
-                if self.callbacks:
-                    self.group.due.append(self)
+                self.group.announce(self)
 
     def _reap(self, poller: Poller) -> None:
         if self.worker.poll():
@@ -161,11 +175,13 @@ class Run:
             self._watch(poller, self.worker.fileno())
 
     def _return_slot(self, poller: Poller) -> None:
-        if self.slot is not None:
-            # Without an exit status, all that is known is that nobody can tell of the worker.
-            ended = self.worker.exitcode is not None
-            if not self._slots.give_back(self.slot, ended=ended):
-                return
+        slot = self.slot
+        if slot is not None:
+            if not (slot.kept and self.group.inherit(slot)):
+                # Without an exit status, all that is known is that nobody can tell of the worker.
+                ended = self.worker.exitcode is not None
+                if not self._slots.give_back(slot, ended=ended):
+                    return
             self.slot = None
         self._apply(Event.RETURNED, poller)
 

@@ -280,7 +280,7 @@ def eof_taken_for_success(site: Site) -> None:
     def outcome(original: Any, run: Any) -> object:
         return (lambda: None) if run.frame is None else original(run)
 
-    site.around(site.future, "_outcome", outcome)
+    site.around(site.future, "outcome_of", outcome)
 
 
 @fault
@@ -303,7 +303,7 @@ def exit_status_forgotten(site: Site) -> None:
         run.worker.exitcode = None
         return original(run)
 
-    site.around(site.future, "_outcome", outcome)
+    site.around(site.future, "outcome_of", outcome)
 
 
 @fault
@@ -368,15 +368,10 @@ def what_comes_at_the_deadline_is_late(site: Site) -> None:
 
 @fault
 def a_wait_moves_only_what_it_waits_for(site: Site) -> None:
-    class First:
-        def __init__(self, poller: Any) -> None:
-            self.watch, self.unwatch = poller.watch, poller.unwatch
-            self.poll = lambda timeout: poller.poll(timeout)[:1]
+    def take_in(original: Any, engine: object, subjects: Any) -> object:
+        return original(engine, list(subjects)[:1])
 
-    def move(original: Any, engine: object, poller: object, timeout: object) -> object:
-        return original(engine, First(poller), timeout)
-
-    site.around(site.engine.Engine, "_move", move)
+    site.around(site.engine.Engine, "_take_in", take_in)
 
 
 # Gates, handles and scopes.

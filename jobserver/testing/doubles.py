@@ -401,6 +401,8 @@ class VirtualPoller:
 class ScriptedChannel:
     """`protocols.Channel`: in memory, from a worker that a `Script` describes."""
 
+    lasts: bool = False
+
     def __init__(self, world: World) -> None:
         self.fate: Optional[Fate] = None  # of the worker, once there is one
         self.frame: Optional[wire.Frame] = None  # what it will answer, if it lives to
