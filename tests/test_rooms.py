@@ -29,6 +29,7 @@ ROOMS = (
     "forks",
     "parcels",
     "cpus",
+    "make",
     "settings",
     "lifecycle",
     "kernel",
