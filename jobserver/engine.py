@@ -148,6 +148,7 @@ class Engine:
         self._unbegun: list[Run] = []  # those that are to have another worker
         self._attended: dict[int, Attended] = {}  # by the descriptor that tells of them
         self.users: int = 1
+        self._closed = False
         self._leader: Optional[_Turn] = None
         self._followers: list[_Turn] = []
         self._slot_watched = False
@@ -270,6 +271,12 @@ class Engine:
         """One more user: the slots stay open until each has called `release`."""
         with self.lock:
             self.users += 1
+
+    def reopen(self) -> bool:
+        """As `retain`, for whoever comes late; False if the slots are let go of already."""
+        with self.lock:
+            self.users += not self._closed
+            return not self._closed
 
     def release(self) -> None:
         """One user less. Without users, and once the last run is over, everything is closed."""
@@ -412,6 +419,7 @@ class Engine:
         if self._poller is not None:
             self._poller.close()
             self._poller = None
+        self._closed = True
         self.slots.close()
 
 

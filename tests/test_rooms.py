@@ -34,6 +34,7 @@ ROOMS = (
     "lifecycle",
     "kernel",
     "slots",
+    "joined",
     "poller",
     "channel",
     "run",
