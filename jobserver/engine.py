@@ -294,6 +294,15 @@ class Engine:
         """Wait until no run is left."""
         self.wait(lambda: not self._runs, None)
 
+    def terminate(self, signum: int) -> None:
+        """Send all workers a signal, and wait until their slots are back."""
+        with shielded(), self.lock:
+            for run in self._runs:
+                run.send_signal(signum)
+        self.drain()
+        with shielded(), self.lock:
+            self.slots.audit()  # for what the workers themselves held
+
     def after_fork(self) -> None:
         """In a forked child: no run is ours, and no thread but this one is."""
         self._lock = threading.RLock()

@@ -98,6 +98,9 @@ else:
 class JoinedPool(SlotPool):
     """The slots of make's jobserver that this tree has, as this process sees them."""
 
+    hindered: bool
+    out: int
+
     def __init__(
         self,
         identity: str,
@@ -111,6 +114,7 @@ class JoinedPool(SlotPool):
         super().__init__(identity, count, kernel)
         self._auth = auth
         self._has_implicit = implicit
+        self._retired = False
 
     @classmethod
     def join(cls, auth: Auth, count: Optional[int]) -> JoinedPool:
@@ -142,9 +146,15 @@ class JoinedPool(SlotPool):
         """What named the pool in MAKEFLAGS."""
         return self._auth
 
+    def retire(self) -> None:
+        """Have this process take no more."""
+        self._retired = True
+
     def take(self) -> Optional[Slot]:
+        self.hindered = self._retired
+        if self._retired:
+            return None
         # The implicit slot first: make can give what is in the pipe to others.
-        self.hindered = False
         if self._has_implicit and self._is_free(IMPLICIT):
             # Nobody else takes it, so it needs no gate; those who are lent it hold it meanwhile.
             receipt = self._open()

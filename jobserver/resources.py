@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Callable, Final, Optional, Union
 
 import attrs
 
-from . import forks, serving
+from . import forks, serving, sigterm
 from .callbacks import issue_due
 from .channel import PipeChannel
 from .crew import Crew
@@ -98,8 +98,7 @@ class Resources:
         self.closed: bool = False
         self._entries = 0
         _known[engine.slots.identity] = self
-        if isinstance(engine.slots, JoinedPool):
-            _joined[engine.slots.origin] = engine
+        self._attend_to_make()
         forks.reset_in_children(self)
 
     @classmethod
@@ -316,10 +315,18 @@ class Resources:
 
         self.engine.wait(ready, None, for_slot=True)
 
+    def _attend_to_make(self) -> None:
+        """If the slots are make's: have what this process does with them in one place."""
+        slots = self.engine.slots
+        if isinstance(slots, JoinedPool):
+            _joined[slots.origin] = self.engine
+            sigterm.watch(self.engine, slots)
+
     def after_fork(self) -> None:
         """In a forked child: open as it was, entered by nobody, without Futures."""
         self.group = Group()
         self._entries = 0
+        self._attend_to_make()
 
     def __repr__(self) -> str:
         method = self.context.get_start_method()

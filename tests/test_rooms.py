@@ -42,6 +42,7 @@ ROOMS = (
     "launch",
     "forker",
     "engine",
+    "sigterm",
     "crew",
     "callbacks",
     "future",
