@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Optional, Union
 
-from jobserver import Blocked, Jobserver, JobserverExecutor
+from jobserver import Blocked, Jobserver, JobserverExecutor, LostResult
 from tests.processes import PROGRAM, ROOT
-from tests.work import PATIENCE, Gate, await_file, touch, touch_and_pass_gate
+from tests.work import PATIENCE, Gate, await_file, die, touch, touch_and_pass_gate
 
 STYLES = ("pipe", "fifo")
 
@@ -109,7 +109,51 @@ def take_and_die(js: Jobserver) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def meet(directory: str, number: int) -> None:
+    """Note when it runs. Nobody ends before so many have begun: they are there at once."""
+    begun = time.monotonic_ns()
+    Path(directory, f"{os.getpid()}-{begun}.begun").touch()
+    deadline = time.monotonic() + PATIENCE
+    while len(list(Path(directory).glob("*.begun"))) < number:
+        assert time.monotonic() < deadline, f"no {number} meet"
+        time.sleep(0.002)
+    with Path(directory, "log").open("a") as log:
+        log.write(f"{begun} {time.monotonic_ns()}\n")
+
+
+def most_at_once(directory: Path) -> int:
+    """How many `meet` at a time, by what they have noted."""
+    changes: list[tuple[int, int]] = []
+    for line in (directory / "log").read_text().splitlines():
+        begun, ended = map(int, line.split())
+        changes += (begun, 1), (ended, -1)
+    running = most = 0
+    for _, change in sorted(changes):
+        running += change
+        most = max(most, running)
+    return most
+
+
 # Programs in a recipe.
+
+
+def step(method: str, directory: str, jobs: int, number: int) -> None:
+    """A step of a build that has so many jobs."""
+    with Jobserver(method) as js:
+        say("slots", js.slots)
+        for _ in js.map(meet, [(directory, number)] * jobs):
+            pass
+
+
+def lossy_step(method: str, directory: str) -> None:
+    """One of whose jobs are killed, with and without further slots."""
+    with Jobserver(method) as js:
+        futures = [js(die), js(take_and_die, js), js(die)]
+        for future in futures:
+            try:
+                future.result()
+            except LostResult:
+                say("lost")
 
 
 def run_recipe(
