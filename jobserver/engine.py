@@ -149,6 +149,7 @@ class Engine:
         self._attended: dict[int, Attended] = {}  # by the descriptor that tells of them
         self.users: int = 1
         self._closed = False
+        self._ending: Optional[int] = None  # the signal that ends this process
         self._leader: Optional[_Turn] = None
         self._followers: list[_Turn] = []
         self._slot_watched = False
@@ -180,6 +181,8 @@ class Engine:
                 _keep_until_drained(self)
             self._runs.add(run)
             run.start(self._poller or self._open_poller())
+            if self._ending is not None:
+                run.send_signal(self._ending)
 
     def attend(self, fd: int, item: Attended) -> None:
         """Move something along whenever a descriptor is readable, and no run. Under the lock."""
@@ -295,12 +298,13 @@ class Engine:
         self.wait(lambda: not self._runs, None)
 
     def terminate(self, signum: int) -> None:
-        """Send all workers a signal, and wait until their slots are back."""
-        with shielded(), self.lock:
+        """Send all workers a signal, now and later, and wait until their slots are back."""
+        with self.step:
+            self._ending = signum
             for run in self._runs:
                 run.send_signal(signum)
         self.drain()
-        with shielded(), self.lock:
+        with self.step:
             self.slots.audit()  # for what the workers themselves held
 
     def after_fork(self) -> None:
@@ -312,6 +316,7 @@ class Engine:
         self._runs = set()
         self._late = set()
         self._unbegun = []
+        self._ending = None
         self._attended = {}
         self._leader = None
         self._followers = []
