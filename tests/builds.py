@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Callable, Optional, Union
 
 from jobserver import Blocked, Jobserver, JobserverExecutor, LostResult
-from tests.processes import PROGRAM, ROOT
+from tests.processes import PROGRAM, ROOT, check_slots
 from tests.work import PATIENCE, Gate, await_file, die, touch, touch_and_pass_gate
 
 STYLES = ("pipe", "fifo")
@@ -107,6 +108,17 @@ def take_and_die(js: Jobserver) -> None:
     with resources.engine.lock:
         assert resources.engine.slots.take() is not None
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def outlive(mark: str, js: Optional[Jobserver], directory: str) -> None:
+    """Outlive who submitted this; given a handle, find three slots then, those of others too."""
+    touch(mark)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join(PATIENCE)
+    if js is not None:
+        check_slots(js, 3, Path(directory, "below"))
+        touch(mark + "-done")
 
 
 def meet(directory: str, number: int) -> None:
@@ -235,6 +247,16 @@ def be_terminated_with_executor(method: str, directory: str, number: int) -> Non
     await_all(directory, number)
     os.kill(os.getpid(), signal.SIGTERM)
     futures[0].result()
+
+
+def be_killed(method: str, directory: str) -> None:
+    """Leave work on the implicit slot, which has the handle, and on two others."""
+    js = Jobserver(method)
+    futures = [js(outlive, f"{directory}/0", js, directory)]
+    futures += [js(outlive, f"{directory}/{each}", None, directory) for each in (1, 2)]
+    await_all(directory, 3)
+    os.kill(os.getpid(), signal.SIGKILL)
+    assert futures, "not before"
 
 
 def keep_own_handler(method: str, directory: str) -> None:

@@ -318,6 +318,13 @@ def test_tokens_go_back_on_a_signal(method: str, signum: int, tmp_path: Path) ->
         assert outer.tokens() == TOKENS
 
 
+def test_a_member_that_lives_on_returns_what_the_root_had(method: str, tmp_path: Path) -> None:
+    with build(tmp_path, "pipe", TOKENS) as outer:
+        run_recipe(outer, builds.be_killed, method, str(tmp_path), status=-signal.SIGKILL)
+        assert (tmp_path / "0-done").exists()
+        assert outer.tokens() == TOKENS
+
+
 def test_an_executor_on_sigterm(method: str, tmp_path: Path) -> None:
     with build(tmp_path, "fifo", TOKENS) as outer:
         run_recipe(
