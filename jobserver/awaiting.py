@@ -16,6 +16,8 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager
 from typing import Any, Generic, Optional, Protocol, TypeVar, Union
 
+from . import worker
+
 T = TypeVar("T")
 
 
@@ -94,13 +96,20 @@ class AwaitedFuture(concurrent.futures.Future[T]):
     def __init__(self, runner: Runner) -> None:
         super().__init__()
         self._runner = weakref.ref(runner)
-        self._waiters = _Waiters(runner)
+        # Only a worker can have a slot to lend to whom it waits for.
+        self._tells = worker.answering is not None
+        if self._tells:
+            self._waiters = _Waiters(runner)
 
     def result(self, timeout: Optional[float] = None) -> T:
+        if not self._tells:
+            return super().result(timeout)
         with self._awaited():
             return super().result(timeout)
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+        if not self._tells:
+            return super().exception(timeout)
         with self._awaited():
             return super().exception(timeout)
 

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
+import socket
 from typing import Final, Optional, Union
 
-from . import forks, wire
+from . import forks, memory, wire
 from .protocols import Closed
 
 _FIRST: Final = 1 << 12  # bytes read at first, which is all of most frames
 _READ_AT_ONCE: Final = 1 << 20  # bytes read before other channels get their turn
 
 
-class PipeChannel:
-    """A pipe from one worker, which carries a frame for each piece of work."""
+class ResultChannel:
+    """From one worker: carries a frame for each piece of work, and files for large results.
+
+    A pipe, beside a socket through which the files come. Without one it is a socket itself, which
+    can pass descriptors, too, but takes a microsecond longer each way: a fresh worker has no other.
+    """
 
     lasts: bool = False
 
-    def __init__(self) -> None:
+    def __init__(self, files: Optional[socket.socket] = None) -> None:
         self.reply: int
-        self._fd, self.reply = forks.pipe()
+        self._files = files
+        self._is_socket = files is None and wire.HAS_MEMFD
+        if self._is_socket:
+            ours, theirs = forks.socketpair()
+            self._fd, self.reply = ours.detach(), theirs.detach()
+        else:
+            self._fd, self.reply = forks.pipe()
         os.set_blocking(self._fd, False)  # this end's description is nobody else's
         self._start = b""  # of a frame, less than its header
         self._kind = self._text = self._filled = 0
         self._content: Optional[bytearray] = None  # of a frame that was not whole at first
+        self._file: Optional[int] = None  # that came with the frame
 
     def close_reply(self) -> None:
         """Close the worker's end here, or its death would not close the channel."""
@@ -36,7 +50,7 @@ class PipeChannel:
         """The frame once it is whole, CLOSED if there will be none, None if not yet known."""
         try:
             if self._content is None:
-                data = os.read(self._fd, _FIRST)
+                data = self._read_with_file() if self._is_socket else os.read(self._fd, _FIRST)
                 return self._begin(self._start + data) if data else Closed.CLOSED
             return self._go_on(self._content)
         except BlockingIOError:
@@ -50,7 +64,7 @@ class PipeChannel:
         kind, text, body = wire.HEADER.unpack_from(data)
         whole = memoryview(data)[wire.HEADER.size :]
         if len(whole) == text + body:
-            return _frame(kind, text, whole)
+            return self._frame(kind, text, whole)
         self._kind, self._text, self._filled = kind, text, len(whole)
         self._content = content = bytearray(text + body)
         content[: len(whole)] = whole
@@ -67,12 +81,52 @@ class PipeChannel:
         if self._filled < len(content):
             return None
         self._content = None
-        return _frame(self._kind, self._text, memoryview(content))
+        return self._frame(self._kind, self._text, memoryview(content))
+
+    def _read_with_file(self) -> bytes:
+        own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, self._fd)
+        try:
+            own.settimeout(0)  # whatever `socket.setdefaulttimeout` has it be
+            return self._receive(own, _FIRST)
+        finally:
+            own.detach()
+
+    def _receive(self, over: socket.socket, most: int) -> bytes:
+        with forks.opening:
+            data, file = memory.receive_file(over, most)
+            if file is not None:
+                self._file = forks.private(file)
+        return data
+
+    def _frame(self, kind: int, length: int, content: memoryview) -> wire.Frame:
+        last = bool(kind & wire.LAST)
+        text, body = str(content[:length], "utf-8"), content[length:]
+        if not kind & wire.IN_FILE:
+            return wire.Frame(kind & ~wire.LAST, text, body, last=last)
+        try:
+            *buffers, body = self._blocks([size for (size,) in wire.SIZE.iter_unpack(body)])
+        except (OSError, MemoryError) as error:
+            # That is what becomes of this one result.
+            return wire.Frame(wire.ERROR, text, memoryview(pickle.dumps(error)), last=last)
+        finally:
+            self._close_file()
+        return wire.Frame(kind & ~(wire.LAST | wire.IN_FILE), text, body, buffers, last=last)
+
+    def _blocks(self, sizes: list[int]) -> list[memoryview]:
+        if self._files is not None:
+            self._receive(self._files, 1)  # it was sent before the frame
+        if self._file is None:
+            reason = os.strerror(errno.EMFILE)
+            raise OSError(
+                errno.EMFILE, f"a large result needs a descriptor, and had none: {reason}"
+            )
+        return memory.blocks(self._file, sizes)
 
     def close(self) -> None:
+        self._close_file()
         forks.close(self._fd)
 
-
-def _frame(kind: int, text: int, content: memoryview) -> wire.Frame:
-    last = bool(kind & wire.LAST)
-    return wire.Frame(kind & ~wire.LAST, str(content[:text], "utf-8"), content[text:], last=last)
+    def _close_file(self) -> None:
+        if self._file is not None:
+            forks.close(self._file)
+            self._file = None

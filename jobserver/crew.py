@@ -24,9 +24,10 @@ from multiprocessing import util
 from typing import Callable, Final, Optional, Union
 
 from . import forks, serving, wire
-from .channel import PipeChannel
+from .channel import ResultChannel
 from .engine import Engine
-from .parcels import Collector, open_unnamed, pickled, write_all
+from .memory import open_unnamed
+from .parcels import Collector, file_of, pickled
 from .protocols import Channel, Closed, Launcher, Post, Receiver, Slot, Task, Worker
 from .settings import Reuse
 
@@ -49,7 +50,7 @@ class Crew:
         self,
         engine: Engine,
         launcher: Launcher,
-        make_channel: Callable[[], Channel] = PipeChannel,
+        make_channel: Callable[[], Channel] = ResultChannel,
     ) -> None:
         self.engine = engine
         self.closed: bool = False
@@ -101,7 +102,10 @@ class Crew:
             _close_at_exit(self)
         slots = self.engine.slots
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
-            channel = PipeChannel()
+            requests, receiving = forks.socketpair()
+            undo.callback(forks.close_socket, requests)
+            theirs.callback(forks.close_socket, receiving)
+            channel = ResultChannel(requests)
             undo.callback(channel.close)
             theirs.callback(channel.close_reply)
             with forks.opening:
@@ -110,9 +114,6 @@ class Crew:
             with self.engine.lock:
                 receipt = slots.open_receipt()
             undo.callback(slots.close_receipt, receipt)
-            requests, receiving = forks.socketpair()
-            undo.callback(forks.close_socket, requests)
-            theirs.callback(forks.close_socket, receiving)
             post = Post(channel.reply, receiving.fileno(), begun, receipt)
             worker = self.launcher.hire(post)
             member = _Member(self, worker, requests, channel, begun=begun, receipt=receipt)
@@ -197,7 +198,7 @@ class _Member:
         crew: Crew,
         worker: Worker,
         requests: socket.socket,
-        channel: PipeChannel,
+        channel: ResultChannel,
         *,
         begun: int,
         receipt: int,
@@ -396,21 +397,19 @@ class _Request:
             content = pickled(task, f"start method {method!r} with reused workers")
         if len(fds) > serving.MOST_DESCRIPTORS - 1:
             raise ValueError(f"the work refers to more than {serving.MOST_DESCRIPTORS - 1} files")
-        in_file = len(content) > _MOST_INLINE
-        header = serving.HEADER.pack(len(content), int(min(idle * 1000, _LONGEST)), in_file)
-        self._message: Final = header if in_file else header + content
+        in_file = bool(content.buffers) or content.size > _MOST_INLINE
+        header = serving.HEADER.pack(content.size, int(min(idle * 1000, _LONGEST)), in_file)
+        self._message: Final = header if in_file else b"".join((header, *content.stream))
         self._fds: Final[list[int]] = []
         if in_file or fds:
             self._attach(content if in_file else None, fds)
 
-    def _attach(self, content: Optional[memoryview], fds: list[int]) -> None:
+    def _attach(self, content: Optional[wire.Pickled], fds: list[int]) -> None:
         """Have what is too large, and descriptors of its own, sent with the message."""
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             if content is not None:
-                with forks.opening:
-                    self._fds.append(forks.private(open_unnamed()))
-                write_all(self._fds[0], content)
+                self._fds.append(file_of(content))
             for fd in fds:
                 # Of its own: whose the others are may close them before this is sent again.
                 with forks.opening:

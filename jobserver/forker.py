@@ -31,7 +31,7 @@ from . import forks, serving, worker
 from .bootstrap import fork_into
 from .interrupts import shielded
 from .launch import Child, ContextLauncher, Served, Unknown
-from .parcels import Collector, pickled, unnamed_file
+from .parcels import Collector, file_of, pickled
 from .protocols import Post, Task, Worker
 
 _NUMBER: Final = struct.Struct("q")
@@ -71,8 +71,11 @@ class Forker:
         """`protocols.Launcher.launch`. Raises ForkerLost when the forker has gone."""
         with Collector() as fds:
             content = pickled(task, "start method 'fork' beside a thread")
-        with contextlib.closing(unnamed_file(content)) as file:
-            return self._ask(_WORK, reply, file.fileno(), *fds)
+        file = file_of(content)
+        try:
+            return self._ask(_WORK, reply, file, *fds)
+        finally:
+            forks.close(file)
 
     def hire(self, post: Post) -> Worker:
         """`protocols.Launcher.hire`. Raises ForkerLost when the forker has gone."""

@@ -79,6 +79,8 @@ def socketpair() -> tuple[socket.socket, socket.socket]:
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         for end in ends:
             private(end.fileno())
+            if end.gettimeout() is not None:  # `socket.setdefaulttimeout` is for others
+                end.settimeout(None)
     return ends
 
 

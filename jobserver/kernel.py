@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from threading import get_ident
 from typing import Final, Optional, Union
 
 from . import forks, worker
@@ -66,17 +67,21 @@ class _Turnstile:
             forks.catch_up()
         # A finalizer that is run amid a step must not wait for that step.
         if not self._lock.acquire(False) and (
-            self._inside == threading.get_ident() or not self._lock.acquire(timeout=_PATIENCE)
+            self._inside == get_ident() or not self._lock.acquire(timeout=_PATIENCE)
         ):
             return False
-        self._inside = threading.get_ident()
+        self._inside = get_ident()
         return True
 
     def leave(self) -> None:
-        while self._gates:
-            os.close(self._gates.pop())
+        if self._gates:
+            self._close_gates()
         self._inside = None
         self._lock.release()
+
+    def _close_gates(self) -> None:
+        while self._gates:
+            os.close(self._gates.pop())
 
     def close(self, gate: int) -> None:
         """Close a gate's descriptor, once nobody is in a gate that this might open."""

@@ -17,10 +17,10 @@ import time
 from multiprocessing import process as mp_process
 from multiprocessing import reduction
 from multiprocessing.context import BaseContext, get_spawning_popen
-from typing import IO, Any, Callable, Final, Optional, cast
+from typing import Any, Callable, Final, Optional, cast
 
 from . import bootstrap, forks, serving, worker
-from .parcels import pickled, unnamed_file
+from .parcels import file_of, pickled
 from .protocols import Post, Task, Worker
 
 WORKER_NAME: Final = "Jobserver-worker"
@@ -290,17 +290,18 @@ class _Parcel:
     def __init__(self, task: Task, method: str) -> None:
         self._task = task
         self._method = method
-        self._file: Optional[IO[bytes]] = None
+        self._file: Optional[int] = None
 
     def __reduce__(self) -> tuple[object, ...]:
         self.close()
-        self._file = unnamed_file(pickled(self._task, f"start method {self._method!r}"))
-        return worker.arrived, (reduction.DupFd(self._file.fileno()),)
+        self._file = file_of(pickled(self._task, f"start method {self._method!r}"))
+        return worker.arrived, (reduction.DupFd(self._file),)
 
     def close(self) -> None:
         """Close the file; to be called once the process has started, or has not."""
         if self._file is not None:
-            self._file.close()
+            forks.close(self._file)
+            self._file = None
 
 
 def _check_descriptors() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import os
 import pickle
 from multiprocessing import reduction
 from multiprocessing.context import set_spawning_popen
-from typing import IO, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast
 
-from . import worker
+from . import forks, memory, wire, worker
 from .protocols import Task
 
 if TYPE_CHECKING:
@@ -40,45 +38,31 @@ class Collector:
         return len(self.fds) - 1
 
 
-def pickled(task: Task, needed_by: str) -> memoryview:
+def pickled(task: Task, needed_by: str) -> wire.Pickled:
     """The work as two pickles: see `worker.run_received`. TypeError if it cannot be pickled."""
-    buffer = io.BytesIO()
-    receipt = None if task.receipt < 0 else reduction.DupFd(task.receipt)
-    pickle.dump((tuple(task.env), task.held, receipt), buffer, pickle.HIGHEST_PROTOCOL)
     fn, args, kwargs = task.call[1:]
     plain = (task.call[0], fn, tuple(args), dict(kwargs))
+    whole = wire.Pickled()
     try:
-        reduction.ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(plain)
+        whole.dump(plain)
     except Exception as cause:
         raise TypeError(
             f"the work is not picklable, as {needed_by} needs it to be: {cause!r}"
         ) from cause
-    return buffer.getbuffer()
+    receipt = None if task.receipt < 0 else reduction.DupFd(task.receipt)
+    beside = tuple(map(len, whole.buffers))
+    first = (tuple(task.env), task.held, receipt, beside)
+    whole.put_first(pickle.dumps(first, pickle.HIGHEST_PROTOCOL))
+    return whole
 
 
-def unnamed_file(content: memoryview) -> IO[bytes]:
-    """A file without a name that has this content and is positioned at its start."""
-    file = os.fdopen(open_unnamed(), "rb", buffering=0)
+def file_of(content: wire.Pickled) -> int:
+    """A file without a name that has this content, private to this process."""
+    with forks.opening:
+        file = forks.private(memory.open_unnamed())
     try:
-        write_all(file.fileno(), content)
+        memory.store(file, content.buffers, content.stream)
     except BaseException:
-        file.close()
+        forks.close(file)
         raise
     return file
-
-
-def write_all(fd: int, content: memoryview) -> None:
-    """Write to the start of a file, whose position stays: one write takes 2 GiB at most."""
-    written = 0
-    while written < len(content):
-        written += os.pwrite(fd, content[written:], written)
-
-
-def open_unnamed() -> int:
-    """An empty file without a name, in memory where that can be."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("jobserver", os.MFD_CLOEXEC)
-    import tempfile  # it brings random, which every forked child seeds anew
-
-    with tempfile.TemporaryFile(buffering=0) as file:
-        return os.dup(file.fileno())

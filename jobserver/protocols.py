@@ -54,6 +54,7 @@ class Slot:
     relief: Optional[int] = None  # where the receipt of a lent slot goes once it is relieved
     receipt: int = -1  # the description that holds the place
     kept: bool = False  # whether the description is a worker's, and stays with it
+    told: bool = False  # whether a worker knows the place, and so may have lent the slot
     tenure: float = 0.0  # the time until which its owner may pass it on to other work
 
 

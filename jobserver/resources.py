@@ -13,7 +13,7 @@ import attrs
 
 from . import forks, serving, sigterm
 from .callbacks import issue_due
-from .channel import PipeChannel
+from .channel import ResultChannel
 from .crew import Crew
 from .engine import Engine, advance_orphans
 from .errors import Blocked, CallbackRaised
@@ -89,7 +89,7 @@ class Resources:
         context: BaseContext,
         engine: Engine,
         launcher: Launcher,
-        make_channel: Callable[[], Channel] = PipeChannel,
+        make_channel: Callable[[], Channel] = ResultChannel,
     ) -> None:
         self.context = context
         self.engine: Engine = engine

@@ -126,11 +126,11 @@ def _run(request: Request, reply: int, number: int) -> bool:
         try:
             os.pwrite(_begun, BEGUN.pack(number), 0)
             with request.stream as stream:
-                env, worker.held, _ = pickle.load(stream)
+                env, worker.held, _, beside = pickle.load(stream)
                 changed = {name: os.environ.get(name) for name, _ in env}
                 worker.revise_environ(env)
                 worker.received = request.fds
-                call = pickle.load(stream)
+                call = worker.load_call(stream, beside)
             packet = wire.pack_value(worker.call(*call))
         except Exception as error:
             packet = wire.pack_error(error)
@@ -141,11 +141,16 @@ def _run(request: Request, reply: int, number: int) -> bool:
             drain()
     except BaseException as leaving:
         # Also from pickling the result, or the exception: user code runs there as well.
-        worker.answer(reply, wire.pack_error(leaving))
+        worker.answer(reply, wire.pack_error(leaving), _files())
         worker.leave(leaving)
     worker.held = None
-    worker.answer(reply, packet, last=_copied)
+    worker.answer(reply, packet, _files(), last=_copied)
     return _copied
+
+
+def _files() -> int:
+    """The socket through which files go to the parent: that of the requests, the other way."""
+    return -1 if _requests is None else _requests.fileno()
 
 
 def _note_copy() -> None:

@@ -213,6 +213,7 @@ class SlotPool:
 
     def held(self, slot: Slot) -> worker.Held:
         """What a worker on this slot has to know of it, so that it can lend it on."""
+        slot.told = True
         return self.identity, slot.place, slot.relief
 
     def give_back(self, slot: Slot, *, ended: bool = True) -> bool:
@@ -228,8 +229,9 @@ class SlotPool:
             if ended:
                 # The byte first: killed in between, nothing is missing, for the receipt goes
                 # with this process. Nobody else can be in the block but whom the worker lent
-                # the slot to; then an audit restores the byte when those have ended.
-                if entered and self._is_free(slot.place + 1):
+                # the slot to; then an audit restores the byte when those have ended. A worker
+                # that serves has awaited them before it answered.
+                if entered and (not slot.told or slot.kept or self._is_free(slot.place + 1)):
                     self.kernel.write(slot.token)
                 self._release(slot, ended)
             else:

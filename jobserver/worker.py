@@ -13,7 +13,7 @@ from . import wire
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import Callable, NoReturn, Optional, Protocol
+    from typing import BinaryIO, Callable, NoReturn, Optional, Protocol
 
     class Detachable(Protocol):
         """A descriptor on its way into a new process, as `multiprocessing.reduction.DupFd`."""
@@ -114,13 +114,16 @@ def run_inherited(reply: int, env: Env, slot: Optional[Held], lock: int, call: C
 
 
 def run_received(reply: Detachable, parcel: Detachable) -> None:
-    """A worker that was started afresh: `parcel` is a file of two pickles, env first."""
+    """A worker that was started afresh: `parcel` is a file of two pickles, env first.
+
+    The first also tells what large buffers the second has beside it.
+    """
     reply_fd, parcel_fd = reply.detach(), parcel.detach()
     # They arrive inheritable. A program that the work starts must not keep the channel open.
     os.set_inheritable(reply_fd, False)
     os.set_inheritable(parcel_fd, False)
     with open(parcel_fd, "rb") as stream:
-        env, slot, lock = pickle.load(stream)
+        env, slot, lock, beside = pickle.load(stream)
         lock_fd = -1
         if lock is not None:
             lock_fd = lock.detach()
@@ -128,10 +131,20 @@ def run_received(reply: Detachable, parcel: Detachable) -> None:
 
         def load() -> Call:
             with stream:
-                call: Call = pickle.load(stream)
-            return call
+                return load_call(stream, beside)
 
         _work(reply_fd, env, slot, lock_fd, load)
+
+
+def load_call(stream: BinaryIO, beside: Sequence[int]) -> Call:
+    """Unpickle the work from a stream that is the file with the buffers, if there are any."""
+    buffers: Sequence[memoryview] = ()
+    if beside:
+        from . import memory  # most work has no need of it
+
+        buffers = memory.blocks(stream.fileno(), beside)
+    call: Call = pickle.load(stream, buffers=buffers)
+    return call
 
 
 def run_chunk(
@@ -144,7 +157,9 @@ def run_chunk(
             packet = wire.pack_value(fn(*args, **kwargs))
         except Exception as error:
             packet = wire.pack_error(error)
-        endings.append((packet.kind, packet.text, bytes(packet.body)))
+        pickled = packet.pickled
+        beside = [pickle.PickleBuffer(buffer) for buffer in pickled.buffers]
+        endings.append((packet.kind, packet.text, b"".join(pickled.stream), beside))
     return endings
 
 
@@ -161,10 +176,10 @@ def _work(reply: int, env: Env, slot: Optional[Held], lock: int, load: Callable[
             packet = wire.pack_error(error)
     except BaseException as leaving:
         # Also from pickling the result, or the exception: user code runs there as well.
-        answer(reply, wire.pack_error(leaving))
+        answer(reply, wire.pack_error(leaving), reply)
         leave(leaving)
     else:
-        answer(reply, packet)
+        answer(reply, packet, reply)
 
 
 def revise_environ(env: Iterable[tuple[str, Optional[str]]]) -> None:
@@ -196,12 +211,15 @@ def call(
     return None
 
 
-def answer(reply: int, packet: wire.Packet, *, last: bool = True) -> None:
-    """Send how the work ended; close the channel with the `last` answer."""
+def answer(reply: int, packet: wire.Packet, files: int, *, last: bool = True) -> None:
+    """Send how the work ended; close the channel with the `last` answer.
+
+    `files` is the socket through which files go, -1 if there is none.
+    """
     global answering
     try:
-        packet.send(reply, last=last)
-    except BrokenPipeError:
+        packet.send(reply, files, last=last)
+    except ConnectionError:
         pass  # whoever wanted the result has gone
     if last:
         answering = None

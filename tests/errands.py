@@ -22,6 +22,7 @@ from tests.work import (
     getpid,
     pass_gate,
     raise_value_error,
+    streamed_blob,
     touch,
     touch_and_pass_gate,
 )
@@ -57,7 +58,7 @@ def linger(seconds: float) -> None:
 def begin_then_make(mark: str, size: int) -> bytes:
     """Say that the work has begun, then return more than a pipe holds."""
     touch(mark)
-    return b"y" * size
+    return streamed_blob(size)
 
 
 def leave_grandchild(gate: str, mark: str) -> None:

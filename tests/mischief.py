@@ -15,7 +15,15 @@ from types import FrameType
 from typing import Callable, NoReturn, Optional
 
 from jobserver import Jobserver
-from tests.work import PATIENCE, await_file, blob, die, pass_gate, raise_value_error, touch
+from tests.work import (
+    PATIENCE,
+    await_file,
+    die,
+    pass_gate,
+    raise_value_error,
+    streamed_blob,
+    touch,
+)
 
 # What may happen at any place: an error, an exit that unwinds, one that does not, and a crash.
 KINDS = ("error", "exit", "_exit", "crash")
@@ -77,7 +85,7 @@ def send_and_strike(mark: str, kind: str, size: int) -> bytes:
 
     signal.signal(signal.SIGUSR1, now)
     touch(mark)
-    return b"x" * size
+    return streamed_blob(size)
 
 
 def close_all() -> str:
@@ -287,7 +295,7 @@ def leave_nested(js: Jobserver, gate: str, ending: str, depth: int) -> str:
 
 def leave_nested_blob(js: Jobserver, size: int) -> str:
     """Submit work with a large result, and end without reading it."""
-    _left.append(js.submit(blob, args=(size,)))
+    _left.append(js.submit(streamed_blob, args=(size,)))
     return "left"
 
 

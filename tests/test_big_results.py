@@ -1,16 +1,21 @@
-"""Results of any size arrive, read or unread, and hold nobody else up."""
+"""Results of any size arrive, read or unread, and hold nobody else up.
+
+Most here go through the channel, as they do when there can be no file for them: then a worker waits
+for whoever reads it. Those that do not are in `test_large_values`, too.
+"""
 
 from __future__ import annotations
 
 import signal
 import time
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
 from jobserver import Blocked, Future, Jobserver, LostResult
 from tests.processes import await_blocked, await_state, check_slots, pid_of, run_program
-from tests.work import PATIENCE, add, await_file, blob, identity, touch
+from tests.work import PATIENCE, add, await_file, blob, identity, streamed_blob, touch
 
 MIB = 1024 * 1024
 BIG = 32 * MIB  # bytes: no pipe or socket takes them without a reader
@@ -19,7 +24,7 @@ SOON = PATIENCE / 3
 
 def marked_blob(mark: str, size: int) -> bytes:
     touch(mark)
-    return blob(size)
+    return streamed_blob(size)
 
 
 def submit_unread(js: Jobserver, directory: Path, name: str = "mark") -> Future[bytes]:
@@ -31,9 +36,10 @@ def submit_unread(js: Jobserver, directory: Path, name: str = "mark") -> Future[
     return future
 
 
-def test_256_mib_arrive(method: str) -> None:
+@pytest.mark.parametrize("make", [blob, streamed_blob])
+def test_256_mib_arrive(method: str, make: Callable[[int], bytes]) -> None:
     with Jobserver(method, 1) as js:
-        result = js.submit(blob, args=(256 * MIB,)).result(PATIENCE)
+        result = js.submit(make, args=(256 * MIB,)).result(PATIENCE)
         assert len(result) == result.count(b"x") == 256 * MIB
 
 

@@ -21,6 +21,7 @@ SECONDS = 60.0  # for a program that only imports
 ROOMS = (
     "__init__",
     "errors",
+    "memory",
     "wire",
     "worker",
     "serving",
@@ -158,12 +159,13 @@ def test_imports_nothing_by_a_computed_name(room: str) -> None:
     assert not names & {"import_module", "__import__"}
 
 
-def test_the_worker_imports_errors_wire_and_the_standard_library() -> None:
+def test_the_worker_imports_three_rooms_and_the_standard_library() -> None:
+    # `memory` only for a large value: see the next test.
     rooms, others = imports_of("worker")
-    assert rooms <= {"errors", "wire"}
+    assert rooms <= {"errors", "memory", "wire"}
     for room in rooms:
         below, besides = imports_of(room)
-        assert below <= {"errors", "wire"}
+        assert below <= {"errors", "memory", "wire"}
         others |= besides
     source = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
     # Without site-packages there is nothing but the standard library to be found.

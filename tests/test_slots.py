@@ -357,7 +357,7 @@ def test_a_blocked_submit_keeps_its_deadline_and_burns_no_cpu(
         gate.open()
         assert future.wait(PATIENCE)
         if stick is stopped_while_sending:
-            assert future.result() == b"y" * (8 << 20)
+            assert future.result() == blob(8 << 20)
         if stick is outlived_by_a_grandchild:
             with pytest.raises(LostResult):
                 future.result()

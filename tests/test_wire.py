@@ -10,7 +10,7 @@ from typing import Any, Callable, NoReturn, Optional
 import pytest
 
 from jobserver import wire
-from jobserver.channel import PipeChannel
+from jobserver.channel import ResultChannel
 from jobserver.protocols import Closed
 from tests.work import add
 
@@ -124,7 +124,7 @@ def test_kinds_differ() -> None:
 
 @pytest.mark.parametrize("packet", [wire.pack_value(1), wire.pack_error(Plain("why"))])
 def test_the_last_frame_says_so(packet: wire.Packet) -> None:
-    channel = PipeChannel()
+    channel = ResultChannel()
     for last in (False, True):
         packet.send(channel.reply, last=last)
         frame = channel.receive()
@@ -152,7 +152,7 @@ def text_of(outer: Callable[[BaseException], object]) -> str:
 
 def test_the_frames_of_the_package_above_the_work_are_left_out() -> None:
     def work(error: BaseException) -> object:
-        return wire.load_ending((wire.ERROR, b"", pickle.dumps(error)))
+        return wire.load_ending((wire.ERROR, b"", pickle.dumps(error), ()))
 
     text = text_of(package("def outer(x): inner(x)\ndef inner(x): work(x)", work=work))
     assert "in outer\n" not in text
@@ -201,7 +201,7 @@ def test_a_value_that_is_not_picklable(
     assert isinstance(loaded, RuntimeError)
     assert f"result of type {name} is not picklable: TypeError(" in str(loaded)
     # The traceback is that of the pickling: it says where in the value the trouble is.
-    assert "in _dump\n" in frame.text
+    assert "in dump\n" in frame.text
 
 
 @pytest.mark.parametrize("kind", [Plain, SystemExit])
@@ -215,7 +215,7 @@ def test_an_exception_that_is_not_picklable(
     assert isinstance(loaded, RuntimeError)
     assert f"{kind.__qualname__}' is not picklable: TypeError(" in str(loaded)
     assert "in fail\n" in frame.text
-    assert "in _dump\n" not in frame.text
+    assert "in dump\n" not in frame.text
 
 
 @pytest.mark.parametrize("text", ["", "the worker's words"])
@@ -255,10 +255,10 @@ def test_a_small_frame_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_large_body_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    packet = wire.pack_value(b"x" * (1 << 20))
-    header, body = sent(packet, monkeypatch)
-    assert len(header) == wire.HEADER.size
-    assert body == packet.body
+    value = b"x" * (1 << 20)
+    packet = wire.pack_value([value])
+    assert sum(part is value for part in packet.pickled.stream) == 1
+    assert value in sent(packet, monkeypatch)
 
 
 @pytest.mark.parametrize("size", [0, 1 << 17])
@@ -266,14 +266,17 @@ def test_a_large_body_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_one_write_leaves_is_written_by_the_next(
     size: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packet = wire.Packet(wire.ERROR, "a text", memoryview(b"0123456789" * (size // 10)))
+    body = b"0123456789" * (size // 10)
+    pickled = wire.Pickled()
+    pickled.write(body)
+    packet = wire.Packet(wire.ERROR, "a text", pickled)
     whole = b"".join(sent(packet, monkeypatch))
     assert b"".join(sent(packet, monkeypatch, most)) == whole
-    assert whole == wire.HEADER.pack(wire.ERROR, 6, len(packet.body)) + b"a text" + packet.body
+    assert whole == wire.HEADER.pack(wire.ERROR, 6, len(body)) + b"a text" + body
 
 
 def ending(packet: wire.Packet) -> wire.Ending:
-    return packet.kind, packet.text, bytes(packet.body)
+    return packet.kind, packet.text, b"".join(packet.pickled.stream), packet.pickled.buffers
 
 
 def test_one_of_several_endings() -> None:

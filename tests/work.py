@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -50,6 +51,12 @@ def sys_exit(code: object) -> NoReturn:
 
 def blob(size: int) -> bytes:
     return b"x" * size
+
+
+def streamed_blob(size: int) -> bytes:
+    """The same, through the result channel: this worker may write no file from now on."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    return blob(size)
 
 
 def touch(path: Union[str, Path]) -> None:

@@ -532,4 +532,5 @@ def _outcome(task: Task, scripts: list[Script]) -> Optional[wire.Frame]:
         packet = wire.pack_error(error)
     finally:
         _stage = outer
-    return wire.Frame(packet.kind, str(packet.text, "utf-8"), packet.body)
+    body = memoryview(b"".join(packet.pickled.stream))
+    return wire.Frame(packet.kind, str(packet.text, "utf-8"), body, packet.pickled.buffers)

@@ -15,6 +15,8 @@ from collections.abc import Generator
 from typing import Any, Callable, Optional
 from unittest import mock
 
+import attrs
+
 from jobserver import joined as joined_room
 from jobserver import kernel as kernel_room
 from jobserver import slots as slots_room
@@ -90,7 +92,7 @@ def freeze(memory: Memory) -> Any:
                 if slot is item:
                     return ("again", number)
             seen.append(item)
-            return ("slot", item.token, item.place, item.relief, item.receipt)
+            return ("slot", *attrs.astuple(item))
         if isinstance(item, SlotPool):
             variables = sorted(
                 (name, ice(value)) for name, value in vars(item).items() if name != "kernel"

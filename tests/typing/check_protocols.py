@@ -10,7 +10,7 @@ from typing import Optional
 from typing_extensions import assert_type
 
 from jobserver import Future, Jobserver
-from jobserver.channel import PipeChannel
+from jobserver.channel import ResultChannel
 from jobserver.launch import Child, ContextLauncher, Served
 from jobserver.poller import KernelPoller
 from jobserver.protocols import Channel, Clock, FutureLike, Launcher, Poller, SlotSource, Worker
@@ -33,7 +33,7 @@ def pollers(poller: KernelPoller) -> Poller:
     return poller
 
 
-def channels(channel: PipeChannel) -> Channel:
+def channels(channel: ResultChannel) -> Channel:
     return channel
 
 
@@ -45,7 +45,7 @@ def workers(child: Child, served: Served) -> list[Worker]:
     return [child, served]
 
 
-def not_a_worker(channel: PipeChannel) -> Worker:
+def not_a_worker(channel: ResultChannel) -> Worker:
     return channel  # type: ignore[return-value]
 
 

@@ -1,0 +1,120 @@
+"""Large values: a file without a name, in memory, which one process writes and another maps.
+
+A pipe takes 64 KiB at a time, from a writer that waits for its reader. Here a value is written
+once, whatever the receiver does meanwhile, and is used where it lies. Nothing has to be removed:
+the kernel frees the file with its last descriptor and mapping, however the processes end.
+
+The file has blocks, each from the start of a page on: the buffers of a pickle, and then its stream,
+at which the file is positioned. A block is mapped by itself, lest who looks for the object behind a
+buffer (`memoryview.obj`) finds all of them.
+
+The mapping is private: what a receiver writes into it is its own, copied page by page as it is
+written to. So a forked child cannot change what its parent has; and work that is given to a second
+worker, because the first had not begun it, arrives there as it was sent.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import sys
+import weakref
+
+TYPE_CHECKING = False  # spares every spawned worker the import of typing
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Optional, Union
+
+# Before Python 3.13 a mapping keeps a descriptor open. So that they do not run out (a usual limit
+# is 1,024), only so many are mapped at once, and others are read, which is one copy more.
+_MOST_MAPPED = 100
+_mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+def open_unnamed() -> int:
+    """An empty file without a name, in memory where that can be."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("jobserver", os.MFD_CLOEXEC)
+    import tempfile  # it brings random, which every forked child seeds anew
+
+    with tempfile.TemporaryFile(buffering=0) as file:
+        return os.dup(file.fileno())
+
+
+def store(file: int, buffers: Iterable[memoryview], stream: Iterable[bytes]) -> None:
+    """Fill an empty file."""
+    start = 0
+    for buffer in buffers:
+        _write(file, buffer, start)
+        start += _pages(len(buffer))
+    os.lseek(file, start, os.SEEK_SET)
+    for part in stream:
+        _write(file, part, start)
+        start += len(part)
+
+
+def blocks(file: int, sizes: Iterable[int]) -> list[memoryview]:
+    """The first blocks of a file, which are of these sizes: writable, and this process's own."""
+    found: list[memoryview] = []
+    start = 0
+    for size in sizes:
+        found.append(memoryview(_block(file, size, start)))
+        start += _pages(size)
+    return found
+
+
+def _block(file: int, size: int, start: int) -> Union[mmap.mmap, bytearray]:
+    if sys.version_info >= (3, 13) or len(_mapped) < _MOST_MAPPED:
+        try:
+            return _map(file, size, start)
+        except OSError:
+            pass  # no descriptor, or more mappings than a process may have
+    content = bytearray(size)
+    with memoryview(content) as rest:
+        done = 0
+        while done < size:
+            done += os.preadv(file, [rest[done:]], start + done)
+    return content
+
+
+def _map(file: int, size: int, start: int) -> mmap.mmap:
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(file, size, access=mmap.ACCESS_COPY, offset=start, trackfd=False)
+    mapped = mmap.mmap(file, size, access=mmap.ACCESS_COPY, offset=start)
+    _mapped.add(mapped)
+    return mapped
+
+
+def _write(file: int, content: Union[bytes, memoryview], start: int) -> None:
+    # One write takes 2 GiB at most.
+    with memoryview(content) as rest:
+        done = 0
+        while done < len(rest):
+            done += os.pwrite(file, rest[done:], start + done)
+
+
+def _pages(size: int) -> int:
+    """The bytes of the pages that so many bytes are on."""
+    return -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+
+
+def send_file(over: int, file: int, content: bytes) -> int:
+    """Send a file through a socket, with the first byte of some: how many of them were sent."""
+    sender = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, over)
+    try:
+        sender.settimeout(None)  # whatever `socket.setdefaulttimeout` has it be
+        return socket.send_fds(sender, [content], [file])
+    finally:
+        sender.detach()
+
+
+def receive_file(over: socket.socket, most: int) -> tuple[bytes, Optional[int]]:
+    """So many bytes at most from a socket, and the file that was sent with them.
+
+    Does not wait: BlockingIOError when nothing has come. There is no file, too, when this process
+    has no descriptor for it.
+    """
+    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    content, files, _, _ = socket.recv_fds(over, most, 1, flags)
+    return content, files[0] if files else None
