@@ -116,6 +116,8 @@ def _helpers_started() -> None:
     # A shell that starts this in the background has it ignore SIGINT, and all that it starts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Nor has whoever runs the tests by make anything to do with how many slots they have.
+    os.environ.pop("MAKEFLAGS", None)
     resource_tracker.ensure_running()
     if "forkserver" in multiprocessing.get_all_start_methods():
         from multiprocessing import forkserver

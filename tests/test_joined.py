@@ -269,11 +269,9 @@ def test_a_reason_for_each_that_cannot_be_joined(
     reason: str,
     text: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with build(tmp_path, "pipe", TOKENS) as outer:
-        auth = name(outer, tmp_path)
-        monkeypatch.setenv("MAKEFLAGS", f" -j4 --jobserver-auth={auth}")
+        os.environ["MAKEFLAGS"] = f" -j4 --jobserver-auth={name(outer, tmp_path)}"
         with pytest.raises(NoJobserver, match=text) as caught:
             Jobserver.from_environ()
         assert caught.value.reason == reason
