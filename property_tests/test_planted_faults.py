@@ -330,7 +330,7 @@ def a_channel_left_open_when_the_launch_fails(site: Site) -> None:
         try:
             return original(resources, *args)
         except OSError:
-            resources._make_channel()
+            resources.crew._make_channel()
             raise
 
     site.around(site.resources.Resources, "launch", launch)
