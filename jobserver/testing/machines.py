@@ -297,6 +297,8 @@ SIGNALS = st.sampled_from(
     tuple(int(s) for s in (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT))
 )
 
+SELDOM = Reused(max_tasks=2, idle=4.0)
+
 ENV: Mapping[str, Optional[str]] = {"X": "0"}
 ENVS = st.dictionaries(st.sampled_from("XY"), st.sampled_from(("1", "2", None)), min_size=1)
 
@@ -338,7 +340,7 @@ class Library(RuleBasedStateMachine):
 
     @initialize(target=handles, slots=st.integers(1, 3), inside=st.booleans(), workers=WORKERS)
     def begin(self, slots: int, inside: bool, workers: Reused) -> MultipleResults[Handle]:
-        """With a handle for fresh workers, and one for those that serve, which has an env."""
+        """With handles for fresh workers, for those that serve, and for those that seldom do."""
         self.model: m.Model = m.Model(slots, inside=inside)
         self.workers = workers
         self.every_handle += self._begin(slots, inside)
@@ -351,9 +353,11 @@ class Library(RuleBasedStateMachine):
         self.resources: weakref.ReferenceType[Resources] = weakref.ref(resources)
         self.engine: Engine = resources.engine
         self.group: Group = resources.group
-        reusing = root.replace_workers(self.workers.max_tasks, self.workers.idle)
-        told = m.Handle(0), m.Handle(0).derive(1, self.workers).derive(1, ENV)
-        return [Handle(root, told[0]), Handle(reusing.revise_env(ENV), told[1])]
+        plain = Handle(root, m.Handle(0))
+        reusing = root.replace_workers(self.workers.max_tasks, self.workers.idle).revise_env(ENV)
+        often = Handle(reusing, plain.told.derive(1, self.workers).derive(1, ENV))
+        reusing = root.replace_workers(SELDOM.max_tasks, SELDOM.idle)
+        return [plain, often, Handle(reusing, plain.told.derive(2, SELDOM))]
 
     # How things are compared.
 
@@ -497,8 +501,8 @@ class Library(RuleBasedStateMachine):
         self.model = self.model.successor()
         made = self._begin(self.model.slots, self.model.inside)
         for number, each in enumerate(self.every_handle):
-            each.jobserver = made[number % 2].jobserver
-            each.told = made[number % 2].told
+            each.jobserver = made[number % len(made)].jobserver
+            each.told = made[number % len(made)].told
         self.has_handles = True
 
     def _finish(self) -> None:
