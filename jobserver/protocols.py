@@ -352,6 +352,14 @@ class Worker(Protocol):
         ...
 
 
+class Servant(Worker, Protocol):
+    """A worker that serves, or that is about to end as nobody has work for it."""
+
+    def await_end(self, timeout: Optional[float]) -> None:
+        """Wait until it has ended, for at most so many seconds (None: without end)."""
+        ...
+
+
 class Launcher(Protocol):
     """A way to start workers."""
 
@@ -364,7 +372,7 @@ class Launcher(Protocol):
         """
         ...
 
-    def hire(self, post: Post) -> Worker:
+    def hire(self, post: Post) -> Servant:
         """Start a worker that serves, as `serving` has it; raises OSError as `launch` does."""
         ...
 
