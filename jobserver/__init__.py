@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .errors import Blocked, CallbackRaised, LostResult
     from .executor import JobserverExecutor
     from .future import Future
+    from .make import NoJobserver
     from .server import Jobserver
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = (
     "Jobserver",
     "JobserverExecutor",
     "LostResult",
+    "NoJobserver",
     "__version__",
 )
 
@@ -30,6 +32,7 @@ _ROOMS = {
     "Jobserver": "server",
     "JobserverExecutor": "executor",
     "LostResult": "errors",
+    "NoJobserver": "make",
 }
 
 

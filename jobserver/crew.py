@@ -127,8 +127,10 @@ class Crew:
         self._idle.append(member)
         if self.closed and member in self._idle:
             self.part_with(member)
-        elif len(self._idle) > self.engine.slots.count:
-            self.part_with(self._idle[0])
+        else:
+            most = self.engine.slots.count
+            if most is not None and len(self._idle) > most:
+                self.part_with(self._idle[0])
 
     def part_with(self, member: _Member) -> None:
         """Have one leave that is idle, or that has ended. Under the engine's lock."""

@@ -241,9 +241,10 @@ class Dispatch(Group):
         slots = self.resources.engine.slots
         if self._lent is not None:
             slots.relieve(self._lent.slot)
-        # There is none to be had when all are this executor's own.
-        if not self.pending or len(self.tracked) >= slots.count:
+        if not self.pending:
             return False
+        if slots.count is not None and len(self.tracked) >= slots.count:
+            return False  # there is none to be had when all are this executor's own
         try:
             slot = slots.take()
             if slot is None and any(wait.goes_on() for wait in self._waits.values()):

@@ -148,6 +148,8 @@ class Engine:
         self._unbegun: list[Run] = []  # those that are to have another worker
         self._attended: dict[int, Attended] = {}  # by the descriptor that tells of them
         self.users: int = 1
+        self._closed = False
+        self._ending: Optional[int] = None  # the signal that ends this process
         self._leader: Optional[_Turn] = None
         self._followers: list[_Turn] = []
         self._slot_watched = False
@@ -179,6 +181,8 @@ class Engine:
                 _keep_until_drained(self)
             self._runs.add(run)
             run.start(self._poller or self._open_poller())
+            if self._ending is not None:
+                run.send_signal(self._ending)
 
     def attend(self, fd: int, item: Attended) -> None:
         """Move something along whenever a descriptor is readable, and no run. Under the lock."""
@@ -271,6 +275,12 @@ class Engine:
         with self.lock:
             self.users += 1
 
+    def reopen(self) -> bool:
+        """As `retain`, for whoever comes late; False if the slots are let go of already."""
+        with self.lock:
+            self.users += not self._closed
+            return not self._closed
+
     def release(self) -> None:
         """One user less. Without users, and once the last run is over, everything is closed."""
         with self.step:
@@ -287,6 +297,16 @@ class Engine:
         """Wait until no run is left."""
         self.wait(lambda: not self._runs, None)
 
+    def terminate(self, signum: int) -> None:
+        """Send all workers a signal, now and later, and wait until their slots are back."""
+        with self.step:
+            self._ending = signum
+            for run in self._runs:
+                run.send_signal(signum)
+        self.drain()
+        with self.step:
+            self.slots.audit()  # for what the workers themselves held
+
     def after_fork(self) -> None:
         """In a forked child: no run is ours, and no thread but this one is."""
         self._lock = threading.RLock()
@@ -296,6 +316,7 @@ class Engine:
         self._runs = set()
         self._late = set()
         self._unbegun = []
+        self._ending = None
         self._attended = {}
         self._leader = None
         self._followers = []
@@ -412,6 +433,7 @@ class Engine:
         if self._poller is not None:
             self._poller.close()
             self._poller = None
+        self._closed = True
         self.slots.close()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Callable, Optional, TypeVar, Union, cast
 import attrs
 
 from . import wire
+from .cpus import usable_cpus
 from .dispatch import Dispatch
 from .server import Jobserver, share
 from .settings import Reuse
@@ -76,7 +77,8 @@ class JobserverExecutor(concurrent.futures.Executor):
         if initializer is not None:
             initialize = Initialize(initializer, tuple(initargs), settings.preexec)
             settings = attrs.evolve(settings, preexec=initialize)
-        self._max_workers = resources.engine.slots.count  # read by Dask, for one
+        # Read by Dask, for one.
+        self._max_workers = resources.engine.slots.count or usable_cpus()
         self._dispatch = Dispatch(resources, settings, owned=not isinstance(jobserver, Jobserver))
 
     def submit(

@@ -85,8 +85,8 @@ class SlotSource(Protocol):
         ...
 
     @property
-    def count(self) -> int:
-        """How many slots there are."""
+    def count(self) -> Optional[int]:
+        """How many slots there are; None when they are another's, who does not say."""
         ...
 
     @property

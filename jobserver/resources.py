@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Callable, Final, Optional, Union
 
 import attrs
 
-from . import forks, serving
+from . import forks, serving, sigterm
 from .callbacks import issue_due
 from .channel import ResultChannel
 from .crew import Crew
 from .engine import Engine, advance_orphans
 from .errors import Blocked, CallbackRaised
 from .interrupts import shielded
-from .kernel import arrive
+from .joined import JoinedPool
 from .launch import ContextLauncher
 from .lifecycle import State
+from .make import find_auth, find_jobs
 from .protocols import Channel, Launcher, Slot, SlotSource, Task, Work
 from .run import Group, Run
 from .settings import Reuse, Settings
@@ -39,16 +40,39 @@ _staying: dict[str, Resources] = {}  # whatever came last is last
 _MOST_STAYING: Final = 4  # lest the worker run out of descriptors, as each has some
 
 
+# The engines whose slots are make's, by what MAKEFLAGS says of them. A process has one implicit
+# slot, so whatever it makes that joins the same jobserver shares one engine.
+_joined: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
+
+
+def join(context: BaseContext, makeflags: Optional[str]) -> Resources:
+    """The slots of the jobserver that MAKEFLAGS names. NoJobserver if there is none to be joined.
+
+    In work of ours that inherited or was given a handle on it, that handle's.
+    """
+    auth = find_auth(makeflags)
+    with forks.opening:  # not in two threads at once
+        engine = _joined.get(str(auth))
+        if engine is None or not engine.reopen():
+            return Resources.open(context, JoinedPool.join(auth, find_jobs(makeflags)))
+    return Resources(context, engine, ContextLauncher(context))
+
+
 def _arrive(
-    method: str, identity: str, count: int, directory: str, *descriptors: Detachable
+    method: str,
+    kind: type[SlotPool],
+    identity: str,
+    count: Optional[int],
+    origin: str,
+    *descriptors: Detachable,
 ) -> Resources:
     """What this process has of slots that came from another one."""
-    kernel = arrive([descriptor.detach() for descriptor in descriptors], directory)
+    pool = kind.arrive(identity, count, origin, [fd.detach() for fd in descriptors])
     resources = _known.get(identity)
     if resources is not None and not resources.closed:
-        kernel.shut()
+        pool.kernel.shut()
     else:
-        resources = Resources.open(get_context(method), SlotPool(identity, count, kernel))
+        resources = Resources.open(get_context(method), pool)
     if serving.is_serving():
         _staying.pop(identity, None)
         _staying[identity] = resources
@@ -74,6 +98,7 @@ class Resources:
         self.closed: bool = False
         self._entries = 0
         _known[engine.slots.identity] = self
+        self._attend_to_make()
         forks.reset_in_children(self)
 
     @classmethod
@@ -88,8 +113,9 @@ class Resources:
         if not isinstance(slots, SlotPool):
             raise TypeError(f"slots of {slots!r} cannot be shared with a fresh process")
         descriptors = map(reduction.DupFd, slots.kernel.descriptors)
-        method, directory = self.context.get_start_method(), slots.kernel.directory
-        return _arrive, (method, slots.identity, slots.count, directory, *descriptors)
+        method = self.context.get_start_method()
+        what = method, type(slots), slots.identity, slots.count, slots.origin
+        return _arrive, (*what, *descriptors)
 
     def check_open(self) -> None:
         if self.closed:
@@ -289,10 +315,18 @@ class Resources:
 
         self.engine.wait(ready, None, for_slot=True)
 
+    def _attend_to_make(self) -> None:
+        """If the slots are make's: have what this process does with them in one place."""
+        slots = self.engine.slots
+        if isinstance(slots, JoinedPool):
+            _joined[slots.origin] = self.engine
+            sigterm.watch(self.engine, slots)
+
     def after_fork(self) -> None:
         """In a forked child: open as it was, entered by nobody, without Futures."""
         self.group = Group()
         self._entries = 0
+        self._attend_to_make()
 
     def __repr__(self) -> str:
         method = self.context.get_start_method()

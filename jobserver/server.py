@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.context import BaseContext, assert_spawning
 from types import MappingProxyType, TracebackType
@@ -13,8 +15,9 @@ import attrs
 from . import settings as s
 from .cpus import usable_cpus
 from .future import Future
+from .make import NoJobserver, find_jobs
 from .mapping import Results, calls_of
-from .resources import Resources
+from .resources import Resources, join
 from .slots import LIMIT, SlotPool
 
 if TYPE_CHECKING:
@@ -38,8 +41,11 @@ class Jobserver:
     start method; then that work draws on the same slots as well.
 
     `context` is a start method's name, a multiprocessing context, or None for the platform's
-    default. `slots` is how many pieces of work may run at once over the whole tree; None stands for
-    the number of CPUs that this process may use.
+    default. `slots` is how many pieces of work may run at once over the whole tree. None joins the
+    jobserver of the `make -jN` in which this process runs, so that all of the build together runs
+    no more than N; `from_environ` does so, too, and raises where this does not. Without one it
+    stands for the number of CPUs that this process may use, and in a `make -j1` for 1. When there
+    is one that cannot be joined, a RuntimeWarning says why and how to mend it, once a process.
 
     Raises TypeError for arguments of the wrong type, and ValueError for an unknown start method or
     for slots below 1 or above `select.PIPE_BUF` (a pipe holds the slots).
@@ -50,8 +56,26 @@ class Jobserver:
 
     def __init__(self, context: Context = None, slots: Optional[int] = None) -> None:
         chosen = _context(context)
-        resources = _create(chosen, _check_slots(slots))
+        if slots is None:
+            resources = _join_or_create(chosen)
+        else:
+            resources = _create(chosen, _check_slots(slots))
         self._set(resources, s.Settings())
+
+    @classmethod
+    def from_environ(cls, context: Context = None) -> Self:
+        """Join the jobserver that MAKEFLAGS names: that of the `make -jN` which runs this recipe.
+
+        The process has its implicit slot, on which make started it, and draws on the others beside
+        all else that the build runs. All that a process makes so share one implicit slot. Raises
+        NoJobserver when there is none, or when make has not shared it with this recipe.
+        """
+        return cls._make(join(_context(context), os.environ.get("MAKEFLAGS")), s.Settings())
+
+    @property
+    def slots(self) -> Optional[int]:
+        """How many pieces of work may run at once; None where make does not say."""
+        return self._resources.engine.slots.count
 
     @property
     def context(self) -> BaseContext:
@@ -257,8 +281,6 @@ def _context(context: object) -> BaseContext:
 
 
 def _check_slots(slots: object) -> int:
-    if slots is None:
-        return min(usable_cpus(), LIMIT)
     if isinstance(slots, bool) or not isinstance(slots, int):
         raise TypeError(f"slots must be an int or None, not {slots!r}")
     if slots < 1:
@@ -268,6 +290,32 @@ def _check_slots(slots: object) -> int:
             f"slots must be at most {LIMIT} (select.PIPE_BUF: a pipe holds them), not {slots!r}"
         )
     return slots
+
+
+_warned = False
+
+
+def _join_or_create(context: BaseContext) -> Resources:
+    """For slots=None: make's jobserver, if this process runs in one; else as many as CPUs."""
+    makeflags = os.environ.get("MAKEFLAGS")
+    try:
+        return join(context, makeflags)
+    except NoJobserver as error:
+        if error.reason not in ("absent", "not a jobserver"):
+            _warn(error)
+    # A make that is to run one job at a time has no jobserver.
+    return _create(context, 1 if find_jobs(makeflags) == 1 else min(usable_cpus(), LIMIT))
+
+
+def _warn(error: NoJobserver) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"this Jobserver does not share make's slots: {error}",
+            RuntimeWarning,
+            stacklevel=4,  # of whoever made it
+        )
 
 
 def _create(context: BaseContext, count: int) -> Resources:

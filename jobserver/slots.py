@@ -39,10 +39,11 @@ from __future__ import annotations
 import os
 import select
 import sys
+from collections.abc import Sequence
 from typing import Callable, Final, Optional
 
 from . import forks, worker
-from .kernel import create
+from .kernel import arrive, create
 from .protocols import Kernel, Slot
 
 # A token that is written must never wait, and no more than this many bytes are written at once.
@@ -61,7 +62,7 @@ class SlotPool:
     Not thread-safe: the engine calls it under its lock.
     """
 
-    def __init__(self, identity: str, count: int, kernel: Kernel) -> None:
+    def __init__(self, identity: str, count: Optional[int], kernel: Kernel) -> None:
         self.identity = identity
         self.count = count
         self.kernel = kernel
@@ -81,6 +82,18 @@ class SlotPool:
         kernel = create()
         kernel.write(b"+" * count)
         return cls(os.urandom(16).hex(), count, kernel)
+
+    @classmethod
+    def arrive(
+        cls, identity: str, count: Optional[int], origin: str, descriptors: Sequence[int]
+    ) -> SlotPool:
+        """What was in another process; the descriptors are this process's own by now."""
+        return cls(identity, count, arrive(descriptors, origin))
+
+    @property
+    def origin(self) -> str:
+        """What another process needs besides the kernel's descriptors to have the same pool."""
+        return self.kernel.directory
 
     @property
     def recovers(self) -> bool:
@@ -236,7 +249,7 @@ class SlotPool:
         if self._closed or not self.recovers or not self._enter(kernel.exclude):
             return 0
         try:
-            missing = self.count - kernel.waiting() - self._receipts()
+            missing = self._missing()
             if missing > 0:
                 # One write, so that it cannot be torn apart.
                 kernel.write(b"+" * missing)
@@ -321,6 +334,11 @@ class SlotPool:
     def _is_free(self, place: int) -> bool:
         """Whether nobody holds the place or is deeper."""
         return self.kernel.find(place, _end(place)) is None
+
+    def _missing(self) -> int:
+        """How many bytes are neither in the pipe nor taken by anybody. Alone in the gate."""
+        assert self.count is not None, "whose pool it is knows how many slots it has"
+        return self.count - self.kernel.waiting() - self._receipts()
 
     def _receipts(self) -> int:
         """How many slots are held: in how many blocks there is somebody."""

@@ -11,7 +11,8 @@ from unittest import mock
 
 import pytest
 
-from jobserver import kernel
+from jobserver import joined, kernel
+from jobserver.joined import JoinedPool
 from jobserver.kernel import OfdKernel
 from jobserver.protocols import Slot
 from jobserver.slots import SlotPool
@@ -27,6 +28,8 @@ AUDITED = Tree("an audit at any time", 1, (Member(2), Member(audits=1)))
 BLIND = Tree("ends that are not told", 1, (Member(2, blind=True), Member(audits=1)))
 HELPED = Tree("a fork at any time", 1, (Member(2, helpers=1),), kills=0)
 THREADS = Tree("two threads", 1, (Member(2, threads=(Member(audits=1),)),))
+JOINED = Tree("make's, an audit at any time", 2, (Member(2), Member(audits=1)), joined=True)
+IMPLICIT = Tree("make's, nested", 1, (Member(2, below=(1,)),), joined=True)
 TREES = (
     THREE,
     NESTED,
@@ -38,6 +41,11 @@ TREES = (
     Tree("deaths that take two steps", 1, (Member(2), Member(audits=1)), slow=True),
     Tree("two handles", 1, (Member(1), Member(1))),
     Tree("a fork at any time, and kills", 2, (Member(1, helpers=1),)),
+    JOINED,
+    IMPLICIT,
+    Tree("make's, three submissions", 2, (Member(3),), joined=True),
+    Tree("make's, ends that are not told", 2, (Member(2, blind=True),), joined=True),
+    Tree("make's, deaths that take two steps", 2, (Member(2),), joined=True, slow=True),
     Tree("two threads with work", 1, (Member(1, threads=(Member(1),)),)),
 )
 
@@ -101,6 +109,25 @@ def give_back_at_once(pool: SlotPool, slot: Slot, *, ended: bool = True) -> bool
     return True
 
 
+def take_implicit_at_once(pool: JoinedPool) -> Optional[Slot]:
+    """Without a look whether it is lent on, by a worker that is dead by now."""
+    if pool._has_implicit and not pool.out:
+        receipt = pool._open()
+        pool.kernel.lock(receipt, joined.IMPLICIT)
+        pool.out += 1
+        return Slot(b"", joined.IMPLICIT, None, receipt)
+    return SlotPool.take(pool)
+
+
+def give_back_all(pool: JoinedPool) -> int:
+    """Whatever is in the ledger, whoever has a receipt for it."""
+    return pool.kernel.waiting()
+
+
+def give_back_nothing(_: JoinedPool) -> int:
+    return 0
+
+
 def pass_turnstile(_: object) -> bool:
     return True
 
@@ -126,6 +153,12 @@ TRAPS: dict[str, tuple[Tree, list[tuple[Any, str, object]]]] = {
         ],
     ),
     "a lender goes on too early": (CHAIN, [(SlotPool, "_return_lent", return_lent_at_once)]),
+    "the implicit slot is taken too early": (
+        IMPLICIT,
+        [(JoinedPool, "take", take_implicit_at_once)],
+    ),
+    "make gets back what is in use": (JOINED, [(JoinedPool, "_missing", give_back_all)]),
+    "make never gets back what is lost": (JOINED, [(JoinedPool, "_missing", give_back_nothing)]),
     "a lent slot is given back": (NESTED, [(SlotPool, "give_back", give_back_at_once)]),
 }
 

@@ -22,6 +22,7 @@ NAMES = [
     "Jobserver",
     "JobserverExecutor",
     "LostResult",
+    "NoJobserver",
     "__version__",
 ]
 ERRORS = [Blocked(), CallbackRaised(3), LostResult(4711, -9)]

@@ -18,6 +18,15 @@ TREES = (
     Tree("deaths that take two steps, nested", 1, (Member(2, below=(1,)),), slow=True),
     Tree("a fork at any time", 2, (Member(2, helpers=1),)),
     Tree("threads", 1, (Member(1, threads=(Member(1),)), Member(audits=1))),
+    Tree("make's, nested", 2, (Member(1, below=(1,)), Member(1)), joined=True),
+    Tree(
+        "make's, ends that are not told, nested",
+        1,
+        (Member(2, below=(1,), blind=True),),
+        joined=True,
+    ),
+    Tree("make's, deaths that take two steps", 2, (Member(3),), joined=True, slow=True),
+    Tree("make's, a fork at any time", 2, (Member(2, helpers=1),), joined=True),
     Tree("nested, twice", 2, (Member(2, below=(1,)),)),
 )
 

@@ -8,11 +8,9 @@ from typing import Any, Optional
 
 import attrs
 
-from jobserver.kernel import OfdKernel
-from jobserver.slots import DEPTHS, SlotPool
+from jobserver.slots import DEPTHS
 
 from .programs import (
-    IDENTITY,
     ROOT,
     THREAD,
     Memory,
@@ -22,12 +20,16 @@ from .programs import (
     is_computing,
     is_idle,
     is_newborn,
+    make_pool,
     next_request,
     simulated,
 )
 from .world import (
     GATE,
     GATE_FILE,
+    OUTER_PIPE,
+    OUTER_READ,
+    OUTER_WRITE,
     PIPE,
     READ,
     RECEIPTS,
@@ -65,6 +67,7 @@ class Tree:
     slots: int
     members: tuple[Member, ...]
     kills: Optional[int] = None  # at most; None: everybody
+    joined: bool = False  # whether the slots are make's, and the first member is who joined
     slow: bool = False  # whether the kernel opens a dead process's gate before it does the rest
 
 
@@ -142,6 +145,11 @@ class _Explorer:
         self.reach.most = max(self.reach.most, running)
         if running > self.tree.slots:
             raise Violated(f"{running} compute on {self.tree.slots} slots:\n{self._story(number)}")
+        if self.tree.joined and running + world.outer > self.tree.slots:
+            raise Violated(
+                f"{running} compute, and make has {world.outer} of {self.tree.slots} slots:\n"
+                + self._story(number)
+            )
         if world.bytes > self.tree.slots:
             raise Violated(
                 f"{world.bytes} bytes for {self.tree.slots} slots:\n{self._story(number)}"
@@ -155,7 +163,7 @@ class _Explorer:
             for process in living
         ):
             self.reach.idle += 1
-            left = self._audited(world)
+            left = self._audited(world) + self.tree.joined  # the implicit one has no byte
             if left != self.tree.slots:
                 raise Violated(
                     f"{left} of {self.tree.slots} slots are there when nobody holds one:\n"
@@ -206,15 +214,23 @@ class _Explorer:
 
     def _initial(self) -> list[World]:
         world = World()
-        world.bytes = self.tree.slots
         files = {READ: PIPE, WRITE: PIPE, RECEIPTS: RECEIPTS_FILE, GATE: GATE_FILE}
+        if self.tree.joined:
+            world.outer = self.tree.slots - 1
+            files |= {OUTER_READ: OUTER_PIPE, OUTER_WRITE: OUTER_PIPE}
+        else:
+            world.bytes = self.tree.slots
         for fd, file in files.items():
             world.descriptions[fd] = Description(file)
         shared = {fd: fd for fd in files}
         world.processes.append(Process(dict(shared), ()))
         for member in self.tree.members:
             role = THREAD if member.threads else ROOT
-            threads = [self._thread(each, role) for each in (member, *member.threads)]
+            first = self.tree.joined and member is self.tree.members[0]
+            threads = [
+                self._thread(each, role, implicit=first and each is member)
+                for each in (member, *member.threads)
+            ]
             world.processes.append(Process(dict(shared), tuple(threads)))
         worlds = [world]
         for pid, member in enumerate(self.tree.members, 1):
@@ -222,9 +238,8 @@ class _Explorer:
                 worlds = [settled for world in worlds for settled in self._settled(world, pid, tid)]
         return worlds
 
-    def _thread(self, member: Member, role: str) -> int:
-        kernel = OfdKernel(read=READ, write=WRITE, gate=GATE, receipts=RECEIPTS)
-        pool = SlotPool(IDENTITY, self.tree.slots, kernel)
+    def _thread(self, member: Member, role: str, *, implicit: bool = False) -> int:
+        pool = make_pool(self.tree.slots, joined=self.tree.joined, implicit=implicit)
         memory = Memory(role, pool)
         memory.submissions = member.submissions
         memory.below = member.below
@@ -327,13 +342,7 @@ class _Explorer:
         if name == "exit":
             return None
         if name == "new_place":
-            used = [
-                place // DEPTHS for each in world.descriptions.values() for place in each.places
-            ]
-            for process in world.processes:
-                for thread in process.threads:
-                    used += self.lives.blocks(thread)
-            return (max(used, default=0) + 2) * DEPTHS
+            return world.new_block(self.lives) * DEPTHS
         if name == "fork":
             child = world.fork(pid, self.lives.number(args[0], ()))
             assert self._next(world.processes[child].threads[0])[0], "it asks at once"
@@ -355,7 +364,7 @@ class _Explorer:
             if request is None:
                 self._set(world, BYSTANDER, 0, following)
             elif request[0] == "exit":
-                return world.bytes
+                return world.outer if self.tree.joined else world.bytes
             else:
                 answer = 1 if request[0] == "choose" else self._answer(world, BYSTANDER, request)
                 self._note(world, BYSTANDER, 0, answer)

@@ -17,13 +17,15 @@ from unittest import mock
 
 import attrs
 
+from jobserver import joined as joined_room
 from jobserver import kernel as kernel_room
 from jobserver import slots as slots_room
+from jobserver.joined import JoinedKernel, JoinedPool
 from jobserver.kernel import OfdKernel
 from jobserver.protocols import Slot
 from jobserver.slots import SlotPool
 
-from .world import ALONE, GATE, READ, RECEIPTS, SHARED, WRITE
+from .world import ALONE, GATE, OUTER_READ, OUTER_WRITE, READ, RECEIPTS, SHARED, WRITE
 
 IDENTITY = "pool"
 
@@ -95,7 +97,7 @@ def freeze(memory: Memory) -> Any:
             variables = sorted(
                 (name, ice(value)) for name, value in vars(item).items() if name != "kernel"
             )
-            return ("pool", tuple(variables))
+            return (type(item).__name__, tuple(variables))
         if isinstance(item, list):
             return ("list", tuple(ice(part) for part in item))
         if isinstance(item, tuple):
@@ -119,9 +121,10 @@ def thaw(frozen: Any) -> Memory:
             slot = Slot(*rest)
             seen.append(slot)
             return slot
-        if kind == "pool":
-            pool = SlotPool.__new__(SlotPool)
-            pool.kernel = OfdKernel(read=READ, write=WRITE, gate=GATE, receipts=RECEIPTS)
+        if kind in ("SlotPool", "JoinedPool"):
+            made = make_pool(None, joined=kind == "JoinedPool")
+            pool = type(made).__new__(type(made))
+            pool.kernel = made.kernel
             for name, value in rest[0]:
                 setattr(pool, name, water(value))
             return pool
@@ -132,6 +135,16 @@ def thaw(frozen: Any) -> Memory:
     for name, value in frozen:
         setattr(memory, name, water(value))
     return memory
+
+
+def make_pool(count: Optional[int], *, joined: bool, implicit: bool = False) -> SlotPool:
+    """A pool over the descriptors that every process has."""
+    if not joined:
+        return SlotPool(
+            IDENTITY, count, OfdKernel(read=READ, write=WRITE, gate=GATE, receipts=RECEIPTS)
+        )
+    descriptors = READ, WRITE, GATE, RECEIPTS, OUTER_READ, OUTER_WRITE
+    return JoinedPool(IDENTITY, count, JoinedKernel(descriptors, 1), "", implicit=implicit)
 
 
 # The library's modules see these instead of the standard library's.
@@ -162,6 +175,12 @@ def _fcntl(fd: int, command: int, packed: bytes) -> bytes:
 def _read(fd: int, _: int) -> bytes:
     if calls.ask("read", fd):
         return b"+"
+    raise BlockingIOError
+
+
+def _splice(source: int, target: int) -> int:
+    if calls.ask("splice", source, target):
+        return 1
     raise BlockingIOError
 
 
@@ -220,6 +239,9 @@ def simulated() -> Generator[None, None, None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(kernel_room, **replaced))
         stack.enter_context(mock.patch.object(OfdKernel, "new_place", _new_place))
+        # Pipes of which nobody could fill all pages.
+        pages: dict[str, Any] = {"_pages": lambda _: 16, "_splice": _splice}
+        stack.enter_context(mock.patch.multiple(joined_room, **pages))
         # More tries to enter the gate are more of the same.
         stack.enter_context(mock.patch.object(slots_room, "_TRIES", 1))
         yield

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, Optional
 
+from jobserver.joined import IMPLICIT
 from jobserver.slots import DEPTHS
 
 # The descriptors that every process has of its slots; those of receipts come after them.
-READ, WRITE, RECEIPTS, GATE = range(4)
-FIRST_RECEIPT = 4
+READ, WRITE, RECEIPTS, GATE, OUTER_READ, OUTER_WRITE = range(6)
+FIRST_RECEIPT = 6
 
-PIPE, RECEIPTS_FILE, GATE_FILE = "pipe", "receipts", "gate"
+PIPE, RECEIPTS_FILE, GATE_FILE, OUTER_PIPE = "pipe", "receipts", "gate", "make's pipe"
 
 SHARED, ALONE = "shared", "alone"
+
+_IMPLICIT = IMPLICIT // DEPTHS  # the block of make's implicit slot
 
 
 class Lives:
@@ -96,16 +99,18 @@ class Process:
 class World:
     """Processes over one kernel."""
 
-    __slots__ = ("bytes", "descriptions", "processes")
+    __slots__ = ("bytes", "descriptions", "outer", "processes")
 
     def __init__(self) -> None:
         self.bytes = 0  # in the pipe
+        self.outer = 0  # in make's, if the slots are make's
         self.descriptions: dict[int, Description] = {}
         self.processes: list[Process] = []
 
     def copy(self) -> World:
         new = World.__new__(World)
         new.bytes = self.bytes
+        new.outer = self.outer
         new.descriptions = dict(self.descriptions)  # which are replaced, not changed
         new.processes = [process.copy() for process in self.processes]
         return new
@@ -122,6 +127,14 @@ class World:
 
     def waiting(self, pid: int) -> int:  # noqa: ARG002
         return self.bytes
+
+    def splice(self, pid: int, source: int, target: int) -> bool:  # noqa: ARG002
+        """Move a byte from one pipe to the other, if there is one."""
+        taking = source == OUTER_READ
+        had = (self.outer if taking else self.bytes) > 0
+        self.outer -= had if taking else -had
+        self.bytes += had if taking else -had
+        return had
 
     def open(self, pid: int, fd: int) -> int:
         """What opening /proc/self/fd/N does."""
@@ -210,7 +223,19 @@ class World:
         for fd in list(process.descriptors):
             self.close(pid, fd)
 
+    def new_block(self, lives: Lives) -> int:
+        """A block that nobody has, with a gap below it."""
+        return max((block for block in self._blocks(lives) if block < _IMPLICIT), default=0) + 2
+
     # What a world is.
+
+    def _blocks(self, lives: Lives) -> set[int]:
+        """Those with a place that somebody holds or remembers."""
+        used = {place // DEPTHS for each in self.descriptions.values() for place in each.places}
+        for process in self.processes:
+            for thread in process.threads:
+                used.update(lives.blocks(thread))
+        return used
 
     def canonical(self, lives: Lives) -> tuple[World, Any]:
         """The world with its places and descriptions renumbered; its key.
@@ -218,18 +243,17 @@ class World:
         Blocks keep their order, for who is counting has passed some and not the others. They keep
         a gap between them as well, and so gaps stay gaps.
         """
-        used = {place // DEPTHS for each in self.descriptions.values() for place in each.places}
-        for process in self.processes:
-            for thread in process.threads:
-                used.update(lives.blocks(thread))
-        blocks = {block: 2 * name for name, block in enumerate(sorted(used), 1)}
+        used = self._blocks(lives)
+        blocks = {block: 2 * name for name, block in enumerate(sorted(used - {_IMPLICIT}), 1)}
+        blocks[_IMPLICIT] = _IMPLICIT  # which everybody knows
         numbers: dict[int, int] = {}
         for process in self.processes:
             for _, number in sorted(process.descriptors.items()):
                 numbers.setdefault(number, len(numbers) + 1)
         new = World()
         new.bytes = self.bytes
-        key: list[Any] = [self.bytes]
+        new.outer = self.outer
+        key: list[Any] = [self.bytes, self.outer]
         for old, name in numbers.items():
             description = self.descriptions[old]
             places = frozenset(

@@ -37,6 +37,10 @@ def construct() -> None:
     Jobserver(context="spawn", slots=None)
     Jobserver(multiprocessing.get_context(), 1)
     Jobserver(multiprocessing.get_context("forkserver"), 1)
+    assert_type(Jobserver.from_environ(), Jobserver)
+    assert_type(Jobserver.from_environ("spawn"), Jobserver)
+    assert_type(Jobserver().slots, Optional[int])
+    Jobserver.from_environ(slots=2)  # type: ignore[call-arg]
     Jobserver(3)  # type: ignore[arg-type]
     Jobserver(slots="2")  # type: ignore[arg-type]
     Jobserver(workers=2)  # type: ignore[call-arg]

@@ -1,0 +1,165 @@
+"""What make says of its jobserver to those it starts: MAKEFLAGS, read and written. Pure.
+
+A build that runs with `make -jN` has N slots. One, the implicit one, belongs to each process that
+make starts; the others are bytes in a pipe or a fifo, which MAKEFLAGS names:
+
+    kw -j4 --jobserver-auth=3,4 -- CFLAGS=-O2\\ -g
+    kw -j4 --jobserver-auth=fifo:/tmp/GMfifo4711 -- CFLAGS=-O2\\ -g
+
+The protocol is "Sharing Job Slots with GNU make" in make's manual. Quoting is as in make's main.c
+(`decode_env_switches`): a backslash takes the next character as it is, `$$` stands for `$`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final, Literal, Optional, Union
+
+import attrs
+
+# Why there is no jobserver to join.
+Reason = Literal[
+    "absent",  # no MAKEFLAGS
+    "not a jobserver",  # MAKEFLAGS names none
+    "malformed",
+    "disabled",  # make has switched it off for this recipe
+    "bad descriptor",
+    "not a pipe",
+    "cannot open",
+    "unsupported",  # on this platform
+]
+
+_SHARE: Final = "prefix the recipe with + so that make shares its jobserver with it"
+_START: Final = "run the program in a recipe of make -jN, or say how many slots it is to have"
+_MENDING: Final[dict[Reason, str]] = {
+    "absent": _START,
+    "not a jobserver": _START,
+    "malformed": "make 4.3 and later write R,W or fifo:PATH there",
+    "disabled": _SHARE,
+    "bad descriptor": _SHARE,
+    "not a pipe": _SHARE,
+    "cannot open": "the make that made it has to run still, and its TMPDIR to be seen from here",
+    "unsupported": "have make use a fifo (--jobserver-style=fifo), where it can",
+}
+
+
+class NoJobserver(RuntimeError):
+    """There is no jobserver of make's that this process could join.
+
+    `reason` is one of the few that there are, in lower-case words; `detail` says what was found.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)  # args rebuild the exception when it is unpickled
+        self.reason: Reason = reason
+        self.detail: str = detail
+
+    def __str__(self) -> str:
+        return f"{self.detail}; {_MENDING[self.reason]}"
+
+
+@attrs.frozen
+class Descriptors:
+    """A pipe that was inherited: its two ends."""
+
+    read: int
+    write: int
+
+    def __str__(self) -> str:
+        return f"{self.read},{self.write}"
+
+
+@attrs.frozen
+class Fifo:
+    """A named pipe. No tool knows of one whose path has blanks, backslashes or dollars."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"fifo:{self.path}"
+
+
+Auth = Union[Descriptors, Fifo]
+
+_AUTH: Final = ("--jobserver-auth=", "--jobserver-fds=")  # the latter until make 4.2, and cargo
+_WORD: Final = re.compile(r"(?:\\.|[^ \t])+", re.DOTALL)
+_QUOTED: Final = re.compile(r"\\(.)", re.DOTALL)
+# Options without an argument may precede the j in one word.
+_JOBS: Final = re.compile(r"(-[BbdehikLmnpqRrSstvw]*j|--jobs=?)(\d*)")
+_PAIR: Final = re.compile(r"(-?\d+),(-?\d+)", re.ASCII)
+
+
+def find_auth(makeflags: Optional[str]) -> Auth:
+    """Where the jobserver is that MAKEFLAGS names; the last one counts. NoJobserver if it is none.
+
+    What the auth names is not looked at: it may be closed, or something else.
+    """
+    if makeflags is None:
+        raise NoJobserver("absent", "MAKEFLAGS is not set")
+    named = [word for word in _options(makeflags) if word.startswith(_AUTH)]
+    if not named:
+        raise NoJobserver("not a jobserver", f"MAKEFLAGS names no jobserver: {makeflags!r}")
+    value = named[-1].partition("=")[2]
+    if value.startswith("fifo:") and len(value) > len("fifo:"):
+        return Fifo(value[len("fifo:") :])
+    pair = _PAIR.fullmatch(value)
+    if pair is None:
+        raise NoJobserver("malformed", f"MAKEFLAGS has a jobserver of unknown form: {named[-1]!r}")
+    read, write = int(pair[1]), int(pair[2])
+    if read < 0 or write < 0:
+        raise NoJobserver("disabled", f"make has switched its jobserver off here: {named[-1]!r}")
+    return Descriptors(read, write)
+
+
+def find_jobs(makeflags: Optional[str]) -> Optional[int]:
+    """N of the last -jN in MAKEFLAGS; None when there is none, or no number with it."""
+    jobs: Optional[int] = None
+    for word in _options(makeflags or ""):
+        found = _JOBS.fullmatch(word)
+        if found is not None:
+            jobs = int(found[2] or 0) or None
+    return jobs
+
+
+def with_auth(makeflags: str, auth: Optional[Auth]) -> str:
+    """MAKEFLAGS with another jobserver, or without any; all else is as it was.
+
+    -jN is left out: it says how many slots another jobserver has.
+    """
+    kept: list[str] = []
+    rest: list[str] = []
+    for raw, plain in _split(makeflags):
+        if rest or plain == "--":
+            rest.append(raw)
+        elif plain.startswith(_AUTH):
+            continue
+        elif _JOBS.fullmatch(plain):
+            others = plain[: plain.rindex("j")] if not plain.startswith("--") else ""
+            if others not in ("-", ""):
+                kept.append(others)
+        else:
+            kept.append(raw)
+    if auth is not None:
+        kept.append(f"{_AUTH[0]}{auth}")
+    return " ".join([*kept, *rest])
+
+
+def _options(makeflags: str) -> Iterator[str]:
+    """The words that are options, unquoted: those up to `--`."""
+    for _, plain in _split(makeflags):
+        if plain == "--":
+            return
+        yield plain
+
+
+def _split(makeflags: str) -> Iterator[tuple[str, str]]:
+    """Each word as it stands, and unquoted. As make has it, the first may lack its dash."""
+    if (len(makeflags) - len(makeflags.rstrip("\\"))) % 2:
+        makeflags += "\\"  # the last one has nothing to quote, and stands for itself
+    for index, raw in enumerate(_WORD.findall(makeflags)):
+        plain = _QUOTED.sub(r"\1", raw.replace("$$", "$"))
+        if index == 0 and not plain.startswith("-") and "=" not in plain:
+            yield raw, "-" + plain
+        else:
+            yield raw, plain
