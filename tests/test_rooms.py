@@ -49,6 +49,8 @@ ROOMS = (
     "future",
     "resources",
     "mapping",
+    "sharing",
+    "commands",
     "server",
     "awaiting",
     "dispatch",
