@@ -55,6 +55,7 @@ ROOMS = (
     "awaiting",
     "dispatch",
     "executor",
+    "__main__",
 )
 
 # What other platforms lack, of that which a program on Linux might reach for.
