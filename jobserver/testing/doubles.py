@@ -34,7 +34,7 @@ import attrs
 
 from .. import memory, serving, wire, worker
 from ..engine import Engine
-from ..protocols import Closed, Post, Slot, Task
+from ..protocols import Closed, Grant, Post, Slot, Task
 from ..resources import Resources
 from ..server import Jobserver
 from ..settings import Settings
@@ -517,6 +517,13 @@ class VirtualSlots:
             if not slot.kept:
                 self.close_receipt(slot.receipt)
             slot.receipt, slot.kept = -1, False
+
+    def grant(self, slot: Slot) -> Optional[Grant]:
+        self._world.check(slot in self._out or slot is self._lent, "a grant for a slot not out")
+        return Grant(-1, -1, -1, "")  # no program runs in this world
+
+    def withdraw(self, grant: Grant) -> None:
+        pass
 
     def give_back(self, slot: Slot, *, ended: bool = True) -> bool:
         self._world.check(ended, "a slot is given back of a worker that may still run")

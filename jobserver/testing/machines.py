@@ -47,7 +47,7 @@ from ..engine import Engine, advance_orphans
 from ..errors import Blocked, CallbackRaised, LostResult
 from ..future import Future
 from ..lifecycle import Effect, Event, IllegalEvent, State, step
-from ..protocols import Slot, SlotSource, Task
+from ..protocols import Grant, Slot, SlotSource, Task
 from ..resources import Resources
 from ..run import Group
 from ..server import Jobserver, share
@@ -139,6 +139,20 @@ class Life(RuleBasedStateMachine):
         return set(itertools.product(State, Event)) - set(cls.visited)
 
 
+class Program:
+    """A program of another kind, as it draws on slots by itself, and the slot on which it runs."""
+
+    def __init__(self, slot: Slot, grant: Grant) -> None:
+        self.slot = slot
+        self.grant = grant
+        self.tokens = 0
+        self.inherited: list[int] = [os.dup(fd) for fd in grant.descriptors]
+
+    def end(self) -> None:
+        for fd in self.inherited:
+            os.close(fd)
+
+
 class Slots(RuleBasedStateMachine):
     """A source of slots, alone: the doubles' own; others put a subclass over another source."""
 
@@ -149,6 +163,9 @@ class Slots(RuleBasedStateMachine):
         self.out: list[Slot] = []
         self.lent: Optional[Slot] = None
         self.closed: bool = False
+        self.programs: list[Program] = []
+        self.heirs: list[int] = []  # what those have that programs left behind
+        self.missing: int = 0  # bytes that programs were killed with
 
     def make(self, count: int, inside: bool) -> SlotSource:
         """A new source; `inside`: this process runs on one of its slots."""
@@ -205,11 +222,76 @@ class Slots(RuleBasedStateMachine):
         self.tell("give_back", "the lent one")
 
     @rule()
-    @precondition(lambda self: self.uses > 20 and not self.out and self.lent is None)
+    @precondition(lambda self: not self.closed)
+    def audit(self) -> None:
+        recovered = self.slots.audit()
+        assert recovered == self.recover()
+        self.tell("audit", "some" if recovered else "none")
+
+    def recover(self) -> int:
+        """What comes free, if anybody looks now."""
+        if self.programs or self.heirs:
+            return 0
+        found, self.missing = self.missing, 0
+        self.free += found
+        return found
+
+    @rule(which=st.integers(0, 3), takes=st.integers(0, 3))
+    @precondition(lambda self: self.out and self.slots.recovers and not self.closed)
+    def run_a_program(self, which: int, takes: int) -> None:
+        slot = self.out.pop(which % len(self.out))
+        grant = self.slots.grant(slot)
+        assert grant is not None, "nobody else is there to hinder it"
+        program = Program(slot, grant)
+        self.programs.append(program)
+        program.tokens = min(takes, self.free)
+        for _ in range(program.tokens):
+            assert os.read(program.grant.read, 1)
+        self.free -= program.tokens
+        self.tell("run_a_program", f"takes {program.tokens}")
+
+    @rule(which=st.integers(0, 3))
+    @precondition(lambda self: any(program.tokens for program in self.programs))
+    def a_program_gives_a_byte_back(self, which: int) -> None:
+        holders = [program for program in self.programs if program.tokens]
+        program = holders[which % len(holders)]
+        os.write(program.grant.write, b"!")
+        program.tokens -= 1
+        self.free += 1
+        self.tell("a_program_gives_a_byte_back", "one of several" if program.tokens else "its last")
+
+    @rule(which=st.integers(0, 3), heir=st.booleans())
+    @precondition(lambda self: self.programs)
+    def a_program_is_killed(self, which: int, heir: bool) -> None:
+        program = self.programs.pop(which % len(self.programs))
+        if heir:
+            self.heirs.append(os.dup(program.inherited[-1]))
+        self.missing += program.tokens
+        self.end(program)
+        self.free += 1
+        self.recover()
+        self.tell("a_program_is_killed", f"with {'some' if program.tokens else 'no'} bytes")
+
+    def end(self, program: Program) -> None:
+        program.end()
+        self.slots.give_back(program.slot)
+        self.slots.withdraw(program.grant)
+
+    @rule()
+    @precondition(lambda self: self.heirs)
+    def an_heir_ends(self) -> None:
+        os.close(self.heirs.pop())
+        self.tell("an_heir_ends", "not the last" if self.heirs or self.programs else "the last")
+
+    @rule()
+    @precondition(lambda self: self.uses > 20 and self.is_unused())
     def close(self) -> None:
         self.slots.close()
         self.tell("close", "again" if self.closed else "first")
         self.closed = True
+
+    def is_unused(self) -> bool:
+        return not (self.out or self.lent or self.programs or self.heirs)
 
     @invariant()
     def slots_are_conserved(self) -> None:
@@ -223,6 +305,10 @@ class Slots(RuleBasedStateMachine):
         if hasattr(self, "slots"):
             for slot in self.out:
                 self.slots.give_back(slot)
+            for program in self.programs:
+                self.end(program)
+            for heir in self.heirs:
+                os.close(heir)
             if self.lent is not None:
                 self.slots.give_back(self.lent)
             self.slots.close()
