@@ -17,10 +17,9 @@ from typing import IO, Callable, Final, Optional, TypedDict, Union, cast
 
 import attrs
 
-from . import forks
+from . import forks, memory
 from .engine import Engine
 from .interrupts import shielded
-from .parcels import unnamed_file
 from .resources import Resources
 from .settings import Settings
 from .sharing import Share, Style, share
@@ -261,7 +260,13 @@ def _file_of(data: Union[str, bytes], text: Optional[Text]) -> IO[bytes]:
         data = text.encode(data)
     elif text is not None:
         raise TypeError(f"input must be str with text, encoding or errors, not {type(data)}")
-    return unnamed_file(memoryview(data))
+    file = os.fdopen(memory.open_unnamed(), "rb", buffering=0)
+    try:
+        memory.store(file.fileno(), (), (data,))
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _program(args: Arguments, executable: Optional[Path]) -> Optional[str]:

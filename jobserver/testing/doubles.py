@@ -322,11 +322,11 @@ class World:
 
     def leap(self, end: Optional[float]) -> bool:
         """Go to when something happens, but not beyond `end`; False when there is nothing."""
-        self._living = [worker for worker in self._living if worker.fate.exitcode is None]
-        for worker in self._living:
-            worker.look()
+        self._living = [member for member in self._living if member.fate.exitcode is None]
+        for member in self._living:
+            member.look()
         times = [time for time, _ in self._agenda]
-        times += [worker.fate.due for worker in self._living if worker.fate.due is not None]
+        times += [member.fate.due for member in self._living if member.fate.due is not None]
         time = min(times, default=None)
         if time is None or (end is not None and time > end):
             return False
