@@ -335,10 +335,10 @@ class World:
         self._agenda = [entry for entry in self._agenda if entry[0] > self.now]
         for action in due:
             action()
-        for worker in self._living:
-            if worker.fate.due is not None and worker.fate.due <= self.now:
-                worker.fate.happen(self.now)
-                worker.show()
+        for member in self._living:
+            if member.fate.due is not None and member.fate.due <= self.now:
+                member.fate.happen(self.now)
+                member.show()
         return True
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
