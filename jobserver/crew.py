@@ -18,7 +18,6 @@ import os
 import select
 import signal
 import socket
-import time
 from collections.abc import Iterable
 from multiprocessing import util
 from typing import Callable, Final, Optional, Union
@@ -28,7 +27,7 @@ from .channel import ResultChannel
 from .engine import Engine
 from .memory import open_unnamed
 from .parcels import Collector, file_of, pickled
-from .protocols import Channel, Closed, Launcher, Post, Receiver, Slot, Task, Worker
+from .protocols import Channel, Closed, Launcher, Post, Receiver, Servant, Slot, Task, Worker
 from .settings import Reuse
 
 # What a request has in its message; what is larger is in a file. Nothing is in the socket when one
@@ -139,7 +138,7 @@ class Crew:
             self._idle.remove(member)
         member.retire()
         if self.closed:
-            _end([member])
+            self._end([member])
             self.close_member(member)
         elif member.worker.poll():
             self.close_member(member)
@@ -177,11 +176,22 @@ class Crew:
                 self.engine.neglect(member.worker.fileno())
             self._idle = []
             self._leaving = set()
-        _end(ending)
+        self._end(ending)
         with self.engine.lock:
             for member in ending:
                 self.close_member(member)
             _crews.discard(self)
+
+    def _end(self, members: Iterable[_Member]) -> None:
+        """Wait until workers that have no work have ended."""
+        clock = self.engine.clock
+        deadline = clock() + _PATIENCE
+        for member in members:
+            while not member.worker.poll():
+                remaining = deadline - clock()
+                if remaining <= 0:
+                    member.worker.send_signal(signal.SIGKILL)
+                member.worker.await_end(remaining if remaining > 0 else None)
 
     def after_fork(self) -> None:
         """In a forked child: they are its parent's, and the descriptors are closed."""
@@ -196,7 +206,7 @@ class _Member:
     def __init__(
         self,
         crew: Crew,
-        worker: Worker,
+        worker: Servant,
         requests: socket.socket,
         channel: ResultChannel,
         *,
@@ -430,19 +440,6 @@ class _Request:
     def close(self) -> None:
         while self._fds:
             forks.close(self._fds.pop())
-
-
-def _end(members: Iterable[_Member]) -> None:
-    """Wait until workers that have no work have ended."""
-    deadline = time.monotonic() + _PATIENCE
-    for member in members:
-        waiting = select.poll()
-        while not member.worker.poll():
-            waiting.register(member.worker.fileno(), select.POLLIN)
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                member.worker.send_signal(signal.SIGKILL)
-            waiting.poll(1000 * remaining if remaining > 0 else None)
 
 
 # Those that may have somebody, whoever drops them: as long as one is known to its parent,

@@ -32,7 +32,7 @@ from .bootstrap import fork_into
 from .interrupts import shielded
 from .launch import Child, ContextLauncher, Served, Unknown
 from .parcels import Collector, file_of, pickled
-from .protocols import Post, Task, Worker
+from .protocols import Post, Servant, Task, Worker
 
 _NUMBER: Final = struct.Struct("q")
 
@@ -77,11 +77,11 @@ class Forker:
         finally:
             forks.close(file)
 
-    def hire(self, post: Post) -> Worker:
+    def hire(self, post: Post) -> Servant:
         """`protocols.Launcher.hire`. Raises ForkerLost when the forker has gone."""
         return self._ask(_SERVE, *(fd for fd in post.descriptors if fd >= 0))
 
-    def _ask(self, what: bytes, reply: int, *others: int) -> Worker:
+    def _ask(self, what: bytes, reply: int, *others: int) -> Servant:
         if len(others) > serving.MOST_DESCRIPTORS - 2:
             raise ValueError(f"the work refers to more than {serving.MOST_DESCRIPTORS - 3} files")
         read, write = forks.pipe()

@@ -26,9 +26,11 @@ import sys
 from collections.abc import Sequence
 from typing import Final, Optional
 
+import attrs
+
 from .kernel import HAS_OFD, OfdKernel, create
-from .make import Auth, Descriptors, NoJobserver
-from .protocols import Slot
+from .make import FIFO, Auth, Descriptors, NoJobserver
+from .protocols import Grant, Slot
 from .slots import PLACES, SlotPool
 
 if sys.platform != "win32":
@@ -162,6 +164,13 @@ class JoinedPool(SlotPool):
             self.out += 1
             return Slot(b"", IMPLICIT, None, receipt)
         return super().take()
+
+    def grant(self, slot: Slot) -> Optional[Grant]:
+        grant = super().grant(slot)
+        if grant is not None and self._auth.startswith(FIFO):
+            # As make has it: whoever is given it can open it when this process is gone.
+            grant = attrs.evolve(grant, path=self._auth[len(FIFO) :])
+        return grant
 
     def after_fork(self) -> None:
         super().after_fork()

@@ -40,7 +40,6 @@ if sys.platform != "win32":
 
     _SHARE: Final = fcntl.LOCK_SH | fcntl.LOCK_NB
     _EXCLUDE: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
-    _NOTHING: Final = _FLOCK.pack(fcntl.F_UNLCK, 0, 0, 0, 0)  # from the first place to the last
     _NOBODY: Final = struct.pack("h", fcntl.F_UNLCK)
 
 HAS_FLOCK: Final = sys.platform != "win32"
@@ -136,6 +135,16 @@ class _Pipe:
     def write(self, data: bytes) -> None:
         os.write(self._write, data)
 
+    def reopen(self) -> tuple[int, int, str]:
+        path = f"/proc/self/fd/{self.fileno()}"
+        read = forks.open_file(path, os.O_RDONLY)
+        try:
+            write = forks.open_file(path, os.O_WRONLY)
+        except BaseException:
+            forks.close(read)
+            raise
+        return read, write, f"/proc/{os.getpid()}/fd/{self.fileno()}"
+
     def pause(self) -> None:
         time.sleep(_PAUSE)
 
@@ -214,9 +223,8 @@ class OfdKernel(_Gated):
     def lock(self, receipt: int, place: int) -> None:
         fcntl.fcntl(receipt, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, 0, place, 1, 0))
 
-    def unlock(self, receipt: int, place: Optional[int] = None) -> None:
-        which = _NOTHING if place is None else _FLOCK.pack(fcntl.F_UNLCK, 0, place, 1, 0)
-        fcntl.fcntl(receipt, fcntl.F_OFD_SETLK, which)
+    def unlock(self, receipt: int, place: int) -> None:
+        fcntl.fcntl(receipt, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, 0, place, 1, 0))
 
     def close(self, receipt: int) -> None:
         forks.close(receipt)
@@ -257,8 +265,8 @@ class FlockKernel(_Gated):
         held = _places(receipt)
         os.pwrite(receipt, _PLACES.pack(*held, place, *[-1] * (1 - len(held))), 0)
 
-    def unlock(self, receipt: int, place: Optional[int] = None) -> None:
-        left = [other for other in _places(receipt) if place not in (None, other)]
+    def unlock(self, receipt: int, place: int) -> None:
+        left = [other for other in _places(receipt) if other != place]
         os.pwrite(receipt, _PLACES.pack(*left, *[-1] * (2 - len(left))), 0)
 
     def close(self, receipt: int) -> None:
@@ -321,7 +329,7 @@ class CountingKernel(_Pipe):
     def lock(self, receipt: int, place: int) -> None:
         pass
 
-    def unlock(self, receipt: int, place: Optional[int] = None) -> None:
+    def unlock(self, receipt: int, place: int) -> None:
         pass
 
     def close(self, receipt: int) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Callable, Final, Optional, cast
 
 from . import bootstrap, forks, serving, worker
 from .parcels import file_of, pickled
-from .protocols import Post, Task, Worker
+from .protocols import Post, Servant, Task, Worker
 
 WORKER_NAME: Final = "Jobserver-worker"
 
@@ -85,6 +85,9 @@ class Child:
         assert self._process is not None, "without pidfds, all workers are multiprocessing's"
         return self._process.sentinel
 
+    def await_end(self, timeout: Optional[float]) -> None:
+        _is_readable(self.fileno(), timeout)
+
     def send_signal(self, signum: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signum)
@@ -119,6 +122,9 @@ class Served:
     def fileno(self) -> int:
         return self._status
 
+    def await_end(self, timeout: Optional[float]) -> None:
+        _is_readable(self._status, timeout)
+
     def send_signal(self, signum: int) -> None:
         # Its server reaps it, and then the number may be another's. A pidfd stays with the one
         # process, and it is the worker's if that had not ended by the time it was opened.
@@ -140,11 +146,11 @@ class Served:
             _close_process(self._process)
 
 
-def _is_readable(fd: int) -> bool:
+def _is_readable(fd: int, timeout: Optional[float] = 0.0) -> bool:
     # Not select(2), which knows no descriptors above 1023.
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(None if timeout is None else 1000 * timeout))
 
 
 class Unknown:
@@ -158,6 +164,9 @@ class Unknown:
 
     def fileno(self) -> int:
         raise AssertionError("nobody waits for a worker that has ended")
+
+    def await_end(self, timeout: Optional[float]) -> None:
+        pass
 
     def send_signal(self, signum: int) -> None:
         pass
@@ -187,7 +196,7 @@ class ContextLauncher:
         with contextlib.closing(_Parcel(task, self._method)) as parcel:
             return self._start_afresh(worker.run_received, _Handed(reply), parcel)
 
-    def hire(self, post: Post) -> Worker:
+    def hire(self, post: Post) -> Servant:
         """`protocols.Launcher.hire`."""
         if self._method == "fork":
             with forks.handing_over(*post.descriptors):
@@ -197,7 +206,7 @@ class ContextLauncher:
 
     def _start_afresh(
         self, target: Callable[..., object], reply: _Handed, *others: object
-    ) -> Worker:
+    ) -> Servant:
         for attempt in range(1, _STARTS + 1):
             try:
                 process = self.start(target, (reply, *others))

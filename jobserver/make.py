@@ -59,6 +59,9 @@ class NoJobserver(RuntimeError):
         return f"{self.detail}; {_MENDING[self.reason]}"
 
 
+FIFO: Final = "fifo:"
+
+
 @attrs.frozen
 class Descriptors:
     """A pipe that was inherited: its two ends."""
@@ -77,12 +80,14 @@ class Fifo:
     path: str
 
     def __str__(self) -> str:
-        return f"fifo:{self.path}"
+        return f"{FIFO}{self.path}"
 
 
 Auth = Union[Descriptors, Fifo]
 
 _AUTH: Final = ("--jobserver-auth=", "--jobserver-fds=")  # the latter until make 4.2, and cargo
+# getopt_long(3), by which make reads its options, knows abbreviations; nobody else looks for them.
+_ABBREVIATED: Final = "--jobserver-au="
 _WORD: Final = re.compile(r"(?:\\.|[^ \t])+", re.DOTALL)
 _QUOTED: Final = re.compile(r"\\(.)", re.DOTALL)
 # Options without an argument may precede the j in one word.
@@ -101,8 +106,8 @@ def find_auth(makeflags: Optional[str]) -> Auth:
     if not named:
         raise NoJobserver("not a jobserver", f"MAKEFLAGS names no jobserver: {makeflags!r}")
     value = named[-1].partition("=")[2]
-    if value.startswith("fifo:") and len(value) > len("fifo:"):
-        return Fifo(value[len("fifo:") :])
+    if value.startswith(FIFO) and len(value) > len(FIFO):
+        return Fifo(value[len(FIFO) :])
     pair = _PAIR.fullmatch(value)
     if pair is None:
         raise NoJobserver("malformed", f"MAKEFLAGS has a jobserver of unknown form: {named[-1]!r}")
@@ -122,17 +127,18 @@ def find_jobs(makeflags: Optional[str]) -> Optional[int]:
     return jobs
 
 
-def with_auth(makeflags: str, auth: Optional[Auth]) -> str:
-    """MAKEFLAGS with another jobserver, or without any; all else is as it was.
+def with_auth(makeflags: str, *auths: Auth, of_make: Optional[Auth] = None) -> str:
+    """MAKEFLAGS with other jobservers, or without any; all else is as it was.
 
-    -jN is left out: it says how many slots another jobserver has.
+    Of several, gcc before 13 takes the first, and everybody else the last. `of_make` is what make
+    alone takes. -jN is left out: it says how many slots another jobserver has.
     """
     kept: list[str] = []
     rest: list[str] = []
     for raw, plain in _split(makeflags):
         if rest or plain == "--":
             rest.append(raw)
-        elif plain.startswith(_AUTH):
+        elif plain.startswith((*_AUTH, _ABBREVIATED)):
             continue
         elif _JOBS.fullmatch(plain):
             others = plain[: plain.rindex("j")] if not plain.startswith("--") else ""
@@ -140,8 +146,9 @@ def with_auth(makeflags: str, auth: Optional[Auth]) -> str:
                 kept.append(others)
         else:
             kept.append(raw)
-    if auth is not None:
-        kept.append(f"{_AUTH[0]}{auth}")
+    kept += [f"{_AUTH[0]}{auth}" for auth in auths]
+    if of_make is not None:
+        kept.append(f"{_ABBREVIATED}{of_make}")
     return " ".join([*kept, *rest])
 
 

@@ -58,6 +58,23 @@ class Slot:
     tenure: float = 0.0  # the time until which its owner may pass it on to other work
 
 
+@attrs.frozen
+class Grant:
+    """What lets a program of another kind draw on the slots by itself, as make's clients do.
+
+    Its descriptors are private to this process, and for the program to inherit.
+    """
+
+    read: int  # an end of the pipe as a description of its own, which blocks
+    write: int
+    presence: int  # while anybody has it, bytes may be with such programs; -1 if nothing tells
+    path: str  # opens the pipe anew, for as long as this process has it
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return tuple(fd for fd in (self.read, self.write, self.presence) if fd >= 0)
+
+
 class Closed(enum.Enum):
     """A channel ended before it delivered a frame."""
 
@@ -148,6 +165,18 @@ class SlotSource(Protocol):
         """Have such a description tell of a slot."""
         ...
 
+    def grant(self, slot: Slot) -> Optional[Grant]:
+        """Let a program that runs on this slot draw on the others; None when it was hindered.
+
+        The grant is the caller's, who calls `withdraw` once the slot is given back. OSError when
+        there are no descriptors for it, or where a pipe cannot be opened anew.
+        """
+        ...
+
+    def withdraw(self, grant: Grant) -> None:
+        """Close a grant. What its program did not give back is recovered once no heir is left."""
+        ...
+
     def give_back(self, slot: Slot, *, ended: bool = True) -> bool:
         """Free a slot. Not `ended`: the worker that has a copy of its receipt may still run.
 
@@ -214,6 +243,13 @@ class Kernel(Protocol):
         """How many bytes are in the pipe."""
         ...
 
+    def reopen(self) -> tuple[int, int, str]:
+        """The pipe's two ends as descriptions that block, and a path that opens it anew.
+
+        `close` is their end. OSError if there is no room for them, or no such path here.
+        """
+        ...
+
     def open(self) -> int:
         """A description of its own, which holds no place. OSError if there is no room for it."""
         ...
@@ -222,8 +258,8 @@ class Kernel(Protocol):
         """Have a description hold one place more. Others may hold the same."""
         ...
 
-    def unlock(self, receipt: int, place: Optional[int] = None) -> None:
-        """Have a description hold one place less (None: no place), also for who has a copy."""
+    def unlock(self, receipt: int, place: int) -> None:
+        """Have a description hold one place less, also for who has a copy."""
         ...
 
     def close(self, receipt: int) -> None:
@@ -352,6 +388,14 @@ class Worker(Protocol):
         ...
 
 
+class Servant(Worker, Protocol):
+    """A worker that serves, or that is about to end as nobody has work for it."""
+
+    def await_end(self, timeout: Optional[float]) -> None:
+        """Wait until it has ended, for at most so many seconds (None: without end)."""
+        ...
+
+
 class Launcher(Protocol):
     """A way to start workers."""
 
@@ -364,7 +408,7 @@ class Launcher(Protocol):
         """
         ...
 
-    def hire(self, post: Post) -> Worker:
+    def hire(self, post: Post) -> Servant:
         """Start a worker that serves, as `serving` has it; raises OSError as `launch` does."""
         ...
 

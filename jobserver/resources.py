@@ -22,7 +22,7 @@ from .joined import JoinedPool
 from .launch import ContextLauncher
 from .lifecycle import State
 from .make import find_auth, find_jobs
-from .protocols import Channel, Launcher, Slot, SlotSource, Task, Work
+from .protocols import Channel, Grant, Launcher, Slot, SlotSource, Task, Work
 from .run import Group, Run
 from .settings import Reuse, Settings
 from .slots import SlotPool
@@ -170,30 +170,62 @@ class Resources:
         self, settings: Settings, work: Work, consume: int, deadline: Optional[float]
     ) -> Run:
         """Take a slot, launch the work on it. Blocked at the deadline; see `Jobserver.submit`."""
-        self.check_open()
-        self.reclaim()
+        slots = self.engine.slots
         held: list[Slot] = []
+
+        def take() -> Optional[Slot]:
+            # Without a deadline, the slot on which this process itself runs will do.
+            slot = slots.take()
+            return slots.lend() if slot is None and deadline is None else slot
+
         try:
-            if consume:
-                self._acquire(held, deadline)
-            if settings.sleep is not None:
-                # Asked when there is a slot, so that its word is fresh; but without holding it,
-                # for it may take its time. One None stands for one acceptance.
-                self.put_back(held)
-                while (delay := settings.delay()) is not None:
-                    self._sleep(delay, deadline)
-                if consume:
-                    self._acquire(held, deadline)
-            self.check_open()
+            self._admit(held, settings, take if consume else None, deadline)
             with shielded():
                 slot = held.pop() if held else None
                 run = self.launch(self.crew, self.group, settings, work, slot)
         except BaseException:
             self.put_back(held)
             raise
-        if self.engine.slots.is_lent(slot):
+        if slots.is_lent(slot):
             self._until_relieved(run)
         return run
+
+    def grant(
+        self,
+        settings: Settings,
+        deadline: Optional[float],
+        held: list[Slot],
+        grants: list[Grant],
+    ) -> None:
+        """Put into the lists a slot for a command, and what lets that draw on the others.
+
+        Whatever comes of it, `withdraw` is to follow. Blocked at the deadline.
+        """
+        slots = self.engine.slots
+
+        def take() -> Optional[Slot]:
+            # The own slot first: whoever waits for a command has no use for it meanwhile.
+            return slots.lend() or slots.take()
+
+        def ready() -> bool:
+            grant = slots.grant(held[0])
+            if grant is not None:
+                grants.append(grant)
+            return grant is not None
+
+        self._admit(held, settings, take, deadline)
+        if not self.engine.wait(ready, deadline, for_slot=True):
+            raise Blocked
+
+    def withdraw(self, held: list[Slot], grants: list[Grant]) -> None:
+        """Free what `grant` has put into the lists."""
+        with shielded():
+            self.engine.retain()  # lest the slots be closed when the last one is given back
+            self.put_back(held)
+            with self.engine.lock:
+                while grants:
+                    self.engine.slots.withdraw(grants.pop())
+            self.engine.release()
 
     def attempt(self, settings: Settings, work: Work, held: list[Slot]) -> Union[Run, float, None]:
         """As `submit`, without waiting and without callbacks; uses the slot in `held`, if any.
@@ -265,20 +297,41 @@ class Resources:
         self.engine.wait(lambda: False, end)
         issue_due(self.group)
 
-    def _acquire(self, held: list[Slot], deadline: Optional[float]) -> None:
-        """Put a slot into `held`. Blocked at the deadline.
+    def _admit(
+        self,
+        held: list[Slot],
+        settings: Settings,
+        take: Optional[Callable[[], Optional[Slot]]],
+        deadline: Optional[float],
+    ) -> None:
+        """Have what `take` gives in `held`, if it is to give any, and the gate admit it.
 
-        Without a deadline, the slot on which this process itself runs will do.
+        Blocked at the deadline.
         """
-        slots = self.engine.slots
+        self.check_open()
+        self.reclaim()
+        if take is not None:
+            self._acquire(held, take, deadline)
+        if settings.sleep is not None:
+            # Asked when there is a slot, so that its word is fresh; but without holding it, for it
+            # may take its time. One None stands for one acceptance.
+            self.put_back(held)
+            while (delay := settings.delay()) is not None:
+                self._sleep(delay, deadline)
+            if take is not None:
+                self._acquire(held, take, deadline)
+        self.check_open()
+
+    def _acquire(
+        self, held: list[Slot], take: Callable[[], Optional[Slot]], deadline: Optional[float]
+    ) -> None:
+        """Have a slot in `held`. Blocked at the deadline."""
 
         def ready() -> bool:
             if self.group.due:
                 return True  # callbacks first, for they may need that slot
             self.check_open()
-            slot = slots.take()
-            if slot is None and deadline is None:
-                slot = slots.lend()
+            slot = take()
             if slot is not None:
                 held.append(slot)
             return slot is not None

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.context import BaseContext, assert_spawning
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Callable, Final, Optional, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Callable, Final, Literal, Optional, TypeVar, Union, cast, overload
 
 import attrs
 
@@ -21,7 +21,13 @@ from .resources import Resources, join
 from .slots import LIMIT, SlotPool
 
 if TYPE_CHECKING:
-    from typing_extensions import ParamSpec, Self
+    from contextlib import AbstractContextManager
+    from subprocess import CompletedProcess
+
+    from typing_extensions import ParamSpec, Self, Unpack
+
+    from .commands import Arguments, Completed, Options
+    from .sharing import Share, Style
 
     P = ParamSpec("P")
 
@@ -193,6 +199,133 @@ class Jobserver:
             chunksize=chunk,
             buffersize=buffer,
         )
+
+    @overload
+    def run(
+        self,
+        args: Arguments,
+        *,
+        style: Style = "auto",
+        input: Optional[str] = None,
+        capture_output: bool = False,
+        timeout: Optional[float] = None,
+        check: bool = False,
+        encoding: Optional[str] = None,
+        errors: Optional[str] = None,
+        text: Literal[True],
+        **options: Unpack[Options],
+    ) -> CompletedProcess[str]: ...
+
+    @overload
+    def run(
+        self,
+        args: Arguments,
+        *,
+        style: Style = "auto",
+        input: Optional[str] = None,
+        capture_output: bool = False,
+        timeout: Optional[float] = None,
+        check: bool = False,
+        encoding: str,
+        errors: Optional[str] = None,
+        text: Optional[bool] = None,
+        **options: Unpack[Options],
+    ) -> CompletedProcess[str]: ...
+
+    @overload
+    def run(
+        self,
+        args: Arguments,
+        *,
+        style: Style = "auto",
+        input: Optional[str] = None,
+        capture_output: bool = False,
+        timeout: Optional[float] = None,
+        check: bool = False,
+        encoding: Optional[str] = None,
+        errors: str,
+        text: Optional[bool] = None,
+        **options: Unpack[Options],
+    ) -> CompletedProcess[str]: ...
+
+    @overload
+    def run(
+        self,
+        args: Arguments,
+        *,
+        style: Style = "auto",
+        input: Optional[bytes] = None,
+        capture_output: bool = False,
+        timeout: Optional[float] = None,
+        check: bool = False,
+        encoding: None = None,
+        errors: None = None,
+        text: Optional[Literal[False]] = None,
+        **options: Unpack[Options],
+    ) -> CompletedProcess[bytes]: ...
+
+    def run(
+        self,
+        args: Arguments,
+        *,
+        style: Style = "auto",
+        input: Union[str, bytes, None] = None,  # noqa: A002 - as subprocess has it
+        capture_output: bool = False,
+        timeout: Optional[float] = None,
+        check: bool = False,
+        encoding: Optional[str] = None,
+        errors: Optional[str] = None,
+        text: Optional[bool] = None,
+        **options: Unpack[Options],
+    ) -> Completed:
+        """Run a command on a slot, as `subprocess.run` does, and let it draw on the other slots.
+
+        The arguments and the result are those of `subprocess.run`. The command holds one slot for
+        as long as it runs, and waits for it as `submit` does; within work, that is the slot of the
+        work itself, which has no use for it meanwhile. A make, ninja or cargo that the command is,
+        or starts, takes others as it needs them: its environment has a jobserver in MAKEFLAGS. Do
+        not give it -j.
+
+        `style` says how MAKEFLAGS names the jobserver: "fifo", which make >= 4.4, ninja >= 1.13 and
+        cargo understand; "pipe", for make < 4.4 and gcc < 13; or "auto": both, in such a way that
+        each finds its own. `revise_env` and `replace_sleep` hold for commands as well.
+
+        `timeout` seconds count from the call. Raises Blocked when there was no slot in time, and
+        otherwise what `subprocess.run` and `submit` raise; ValueError for another style;
+        NotImplementedError where there is no /proc.
+        """
+        from . import commands, sharing
+
+        sharing.check_style(style)
+        is_text = text or encoding is not None or errors is not None
+        return commands.run(
+            self._resources,
+            self._settings,
+            args,
+            style=style,
+            input=input,
+            capture_output=capture_output,
+            timeout=s.check_timeout(timeout),
+            check=check,
+            text=commands.Text(encoding, errors) if is_text else None,
+            options=options,
+        )
+
+    def share(self, style: Style = "auto") -> AbstractContextManager[Share]:
+        """A slot for one command that is started otherwise, and what lets it draw on the others.
+
+            with js.share() as shared:
+                subprocess.run(command, env=shared.env, pass_fds=shared.pass_fds)
+
+        Waits for the slot as `run` does, and gives it back at the end of the block, by when the
+        command is to have ended. Within work it is the slot of the work itself, so that is to
+        compute nothing meanwhile. For several commands enter several. Not for a process that is
+        started with `preexec_fn`, as it would not inherit the descriptors.
+        """
+        from . import sharing
+
+        sharing.check_style(style)
+        return sharing.share(self._resources, self._settings, style)
 
     def reclaim_resources(self) -> None:
         """Free what has finished and run its callbacks; the cost is that of what has finished.

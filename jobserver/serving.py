@@ -91,7 +91,7 @@ def _serve(reply: int, requests: socket.socket) -> None:
         try:
             if not waiting.poll(idle):
                 return
-            request = _receive(requests)
+            request = receive(requests)
         except KeyboardInterrupt:
             return  # nothing was begun
         if request is None:
@@ -102,7 +102,7 @@ def _serve(reply: int, requests: socket.socket) -> None:
             return
 
 
-def _receive(requests: socket.socket) -> Optional[Request]:
+def receive(requests: socket.socket) -> Optional[Request]:
     """The next work; None when nobody will send any."""
     data, fds, _, _ = socket.recv_fds(requests, _AT_ONCE, MOST_DESCRIPTORS, _CLOSE_ON_EXEC)
     while data:

@@ -32,6 +32,13 @@ A lent slot is *relieved* when a real one has come: the receipt of whom it was l
 block of its own (`relief`, chosen beforehand), and with it whatever that one lends later. It moves
 through the description that lender and borrower share, so the borrower need not be asked. Only the
 deepest of a chain is relieved, since what is deeper would stay behind.
+
+Programs of another kind, make's clients, take bytes from the same pipe without a receipt. A process
+that starts one `grants` it that, by a description at a place beyond those of all slots, the
+*presence*, which the program and whatever it starts inherit. While anybody is present, bytes that
+are missing may be with such programs, and an audit restores none. When the last one has ended, what
+they have not given back is missing as before, and restored. The program itself runs on a slot of
+whoever started it, whose receipt it inherits on the same description.
 """
 
 from __future__ import annotations
@@ -44,7 +51,7 @@ from typing import Callable, Final, Optional
 
 from . import forks, worker
 from .kernel import arrive, create
-from .protocols import Kernel, Slot
+from .protocols import Grant, Kernel, Slot
 
 # A token that is written must never wait, and no more than this many bytes are written at once.
 # POSIX guarantees that a pipe holds them (limits.h; 4096 on Linux, 512 at least anywhere).
@@ -52,6 +59,7 @@ LIMIT: Final[int] = getattr(select, "PIPE_BUF", 512)
 
 DEPTHS: Final = 1 << 16  # in a block: so often can one slot be lent on
 PLACES: Final = 1 << 62  # all of them; the offset of a lock is a signed 64-bit number
+PRESENCE: Final = 3 << 61  # beyond those of slots: of all who may hold bytes and no receipts
 
 _TRIES: Final = 20  # to enter the gate, with a pause between; then the caller comes back later
 
@@ -211,6 +219,41 @@ class SlotPool:
             self._close(slot.receipt)
         slot.receipt, slot.kept = receipt, True
 
+    def grant(self, slot: Slot) -> Optional[Grant]:
+        """Let a program of another kind, which is to run on this slot, draw on the others."""
+        kernel = self.kernel
+        opened: list[int] = []
+        presence, entered = -1, False
+        try:
+            read, write, path = kernel.reopen()
+            opened += read, write
+            presence = kernel.open()
+            # In the gate, lest an audit that has seen nobody present count while bytes move.
+            entered = self._enter(kernel.share)
+            if entered:
+                try:
+                    kernel.lock(presence, PRESENCE)
+                finally:
+                    kernel.leave()
+                # The program inherits the receipt as well, and so its slot is in use while it
+                # runs, though this process be killed.
+                self.hand_over(slot, presence)
+        finally:
+            if not entered:
+                if presence >= 0:
+                    kernel.close(presence)
+                for fd in opened:
+                    forks.close(fd)
+        return Grant(read, write, presence, path) if entered else None
+
+    def withdraw(self, grant: Grant) -> None:
+        """Close a grant; recover what its program has left behind, if nobody is left of it."""
+        forks.close(grant.read)
+        forks.close(grant.write)
+        if grant.presence >= 0:
+            self.kernel.close(grant.presence)
+        self.audit()
+
     def held(self, slot: Slot) -> worker.Held:
         """What a worker on this slot has to know of it, so that it can lend it on."""
         slot.told = True
@@ -313,7 +356,7 @@ class SlotPool:
         """Let go of a slot's receipt."""
         if ended:
             # Not left to closing: children that have just been forked have copies, for a moment.
-            self.kernel.unlock(slot.receipt)
+            self.kernel.unlock(slot.receipt, slot.place)
         receipt, slot.receipt = slot.receipt, -1
         if not ended:
             if receipt == self._kept:
@@ -338,7 +381,10 @@ class SlotPool:
     def _missing(self) -> int:
         """How many bytes are neither in the pipe nor taken by anybody. Alone in the gate."""
         assert self.count is not None, "whose pool it is knows how many slots it has"
-        return self.count - self.kernel.waiting() - self._receipts()
+        # First, as whoever is present may move bytes while we count; if nobody is, nobody does.
+        present = self.kernel.find(PRESENCE, PRESENCE + 1) is not None
+        missing = self.count - self.kernel.waiting() - self._receipts()
+        return min(missing, 0) if present else missing
 
     def _receipts(self) -> int:
         """How many slots are held: in how many blocks there is somebody."""

@@ -24,6 +24,7 @@ from property_tests.test_executor import TIMES as EXAMPLES
 from property_tests.test_library import TIMES
 
 FAULTS: dict[str, Callable[[Site], None]] = {}
+TREE_FAULTS: dict[str, Callable[[Site], None]] = {}  # which tier 3 finds
 EXECUTOR_FAULTS: dict[str, Callable[[Site], None]] = {}  # which tier 4 finds
 
 PATIENCE = 3.0  # seconds: a fault that has something hang is found then
@@ -61,6 +62,11 @@ class Site:
 
 def fault(plant: Callable[[Site], None]) -> Callable[[Site], None]:
     FAULTS[plant.__name__.replace("_", " ")] = plant
+    return plant
+
+
+def tree_fault(plant: Callable[[Site], None]) -> Callable[[Site], None]:
+    TREE_FAULTS[plant.__name__.replace("_", " ")] = plant
     return plant
 
 
@@ -330,7 +336,7 @@ def a_channel_left_open_when_the_launch_fails(site: Site) -> None:
         try:
             return original(resources, *args)
         except OSError:
-            resources._make_channel()
+            resources.crew._make_channel()
             raise
 
     site.around(site.resources.Resources, "launch", launch)
@@ -339,6 +345,118 @@ def a_channel_left_open_when_the_launch_fails(site: Site) -> None:
 @fault
 def dropped_while_running_without_a_warning(site: Site) -> None:
     site.put(site.future.Future, "__del__", lambda _: None)
+
+
+# Workers that serve.
+
+
+@fault
+def work_sent_to_a_worker_that_has_some(site: Site) -> None:
+    def assign(original: Any, turn: Any, **options: Any) -> None:
+        original(turn, **options)
+        turn._request.send(turn.member.requests)
+
+    site.around(site.crew.Turn, "assign", assign)
+
+
+@fault
+def begun_work_is_given_to_another(site: Site) -> None:
+    site.put(site.crew._Member, "has_begun", lambda _: False)
+
+
+@fault
+def unbegun_work_is_lost(site: Site) -> None:
+    site.put(site.crew.Turn, "is_unbegun", lambda _: False)
+
+
+@fault
+def work_is_given_to_others_without_end(site: Site) -> None:
+    def repeat(original: Any, turn: Any) -> None:
+        original(turn)
+        turn._may_be_repeated = True
+
+    site.around(site.crew.Turn, "repeat", repeat)
+
+
+@fault
+def work_given_to_an_idle_worker_that_may_be_leaving(site: Site) -> None:
+    site.around(site.crew.Turn, "assign", lambda original, turn, **_: original(turn))
+
+
+@fault
+def a_signalled_worker_is_used_again(site: Site) -> None:
+    def poll(original: Any, turn: Any) -> object:
+        signals, turn._signals = turn._signals, []
+        try:
+            return original(turn)
+        finally:
+            turn._signals = signals
+
+    site.around(site.crew.Turn, "poll", poll)
+
+
+@fault
+def cancelled_work_is_given_to_another(site: Site) -> None:
+    def send_signal(_: object, turn: Any, signum: int) -> None:
+        turn.member.worker.send_signal(signum)
+
+    site.around(site.crew.Turn, "send_signal", send_signal)
+
+
+@fault
+def a_worn_worker_is_kept(site: Site) -> None:
+    def poll(original: Any, turn: Any) -> object:
+        turn._reuse = attrs.evolve(turn._reuse, max_tasks=None)
+        return original(turn)
+
+    site.around(site.crew.Turn, "poll", poll)
+
+
+@fault
+def a_worker_is_used_that_has_served_too_often(site: Site) -> None:
+    def find(original: Any, crew: Any, reuse: Any, slot: object) -> object:
+        return original(crew, attrs.evolve(reuse, max_tasks=None), slot)
+
+    site.around(site.crew.Crew, "find", find)
+
+
+@fault
+def an_idle_worker_holds_its_slot(site: Site) -> None:
+    def release(original: Any, crew: Any, member: Any) -> None:
+        original(crew, member)
+        if crew.engine.slots.take() is None:
+            member.slot = None
+
+    site.around(site.crew.Crew, "release", release)
+
+
+@fault
+def a_receipt_is_not_handed_over(site: Site) -> None:
+    def hand_over(_: object, slots: Any, slot: object, receipt: int) -> None:
+        pass
+
+    site.around(site.resources.SlotPool, "hand_over", hand_over)
+    doubles = importlib.import_module(f"{site.crew.__package__}.testing.doubles")
+    site.around(doubles.VirtualSlots, "hand_over", hand_over)
+
+
+@fault
+def an_answer_goes_to_the_future_before(site: Site) -> None:
+    answers: list[Any] = []
+
+    def engage(original: Any, crew: Any, *args: object) -> object:
+        turn, answer = original(crew, *args)
+        if answers and not answers[-1]._turn.answered:
+            answer._turn, answers[-1]._turn = answers[-1]._turn, answer._turn
+        answers.append(answer)
+        return turn, answer
+
+    site.around(site.crew.Crew, "engage", engage)
+
+
+@fault
+def the_death_of_an_idle_worker_goes_unseen(site: Site) -> None:
+    site.put(site.crew._Member, "advance", lambda _: None)
 
 
 # Time.
@@ -469,6 +587,14 @@ def map_without_an_end_to_its_time(site: Site) -> None:
     site.put(site.mapping.Results, "_expired", lambda _: False)
 
 
+# Processes.
+
+
+@tree_fault
+def a_forked_child_keeps_the_channels_of_its_siblings(site: Site) -> None:
+    site.put(site.forks, "private", lambda fd: fd)
+
+
 # The executor.
 
 
@@ -571,6 +697,21 @@ def _finds(machine: Any, name: str, tier: str, current: settings) -> bool:
         found.append((name, tier, told))
         return True
     return False
+
+
+@pytest.mark.parametrize("name", TREE_FAULTS)
+def test_is_found_by_trees(name: str, subject: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees = importlib.import_module(f"{subject.__name__}.testing.trees")
+    # What never comes to be as foretold is found then.
+    monkeypatch.setattr(trees, "PATIENCE", PATIENCE)
+    TREE_FAULTS[name](Site(subject, monkeypatch))
+    current = settings(
+        settings.get_profile("quick"),
+        stateful_step_count=25,
+        phases=[Phase.generate],
+        database=None,
+    )
+    assert _finds(trees.Forked, name, "tier 3", current), f"nobody has found this fault: {name}"
 
 
 @pytest.mark.parametrize("name", EXECUTOR_FAULTS)

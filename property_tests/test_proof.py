@@ -14,12 +14,12 @@ import pytest
 from jobserver import joined, kernel
 from jobserver.joined import JoinedPool
 from jobserver.kernel import OfdKernel
-from jobserver.protocols import Slot
-from jobserver.slots import SlotPool
+from jobserver.protocols import Grant, Slot
+from jobserver.slots import PRESENCE, SlotPool
 
 from .proof import explore as exploration
 from .proof.explore import Member, Tree, Violated, explore
-from .proof.world import RECEIPTS_FILE
+from .proof.world import READ, RECEIPTS_FILE, WRITE
 
 THREE = Tree("three submissions", 2, (Member(3),))
 NESTED = Tree("nested", 1, (Member(2, below=(1,)),))
@@ -30,6 +30,8 @@ HELPED = Tree("a fork at any time", 1, (Member(2, helpers=1),), kills=0)
 THREADS = Tree("two threads", 1, (Member(2, threads=(Member(audits=1),)),))
 JOINED = Tree("make's, an audit at any time", 2, (Member(2), Member(audits=1)), joined=True)
 IMPLICIT = Tree("make's, nested", 1, (Member(2, below=(1,)),), joined=True)
+COMMAND = Tree("a command", 2, (Member(commands=1),))
+COMMAND_AUDITED = Tree("a command, audited", 2, (Member(commands=1), Member(audits=1)))
 TREES = (
     THREE,
     NESTED,
@@ -40,6 +42,9 @@ TREES = (
     THREADS,
     Tree("deaths that take two steps", 1, (Member(2), Member(audits=1)), slow=True),
     Tree("two handles", 1, (Member(1), Member(1))),
+    COMMAND,
+    COMMAND_AUDITED,
+    Tree("a command of work", 1, (Member(1, inside=1),)),
     Tree("a fork at any time, and kills", 2, (Member(1, helpers=1),)),
     JOINED,
     IMPLICIT,
@@ -54,7 +59,8 @@ TREES = (
 def test_no_slot_is_lost_or_doubled(tree: Tree) -> None:
     reach = explore(tree)
     print(reach)
-    assert reach.most == min(tree.slots, sum(member.submissions for member in tree.members))
+    computing = sum(each.submissions + each.commands * (1 + each.takes) for each in tree.members)
+    assert reach.most == min(tree.slots, computing)
     assert reach.idle
     assert reach.endings
 
@@ -94,6 +100,17 @@ def return_lent_at_once(pool: SlotPool, slot: Slot, ended: bool) -> bool:
         pool._release(slot, ended)
     pool._lent = None
     return True
+
+
+def grant_beside_the_gate(pool: SlotPool, slot: Slot) -> Grant:
+    presence = pool.kernel.open()
+    pool.kernel.lock(presence, PRESENCE)
+    pool.hand_over(slot, presence)
+    return Grant(READ, WRITE, presence, "")
+
+
+def find_nobody_present(kernel: OfdKernel, start: int, stop: int) -> Optional[int]:
+    return None if start == PRESENCE else FIND(kernel, start, stop)
 
 
 def give_back_at_once(pool: SlotPool, slot: Slot, *, ended: bool = True) -> bool:
@@ -136,6 +153,8 @@ def leave_turnstile(_: object) -> None:
     pass
 
 
+FIND = OfdKernel.find
+
 TRAPS: dict[str, tuple[Tree, list[tuple[Any, str, object]]]] = {
     "the gate's file is the receipts'": (BLIND, [(exploration, "GATE_FILE", RECEIPTS_FILE)]),
     "no gate": (
@@ -152,6 +171,11 @@ TRAPS: dict[str, tuple[Tree, list[tuple[Any, str, object]]]] = {
             (kernel._Turnstile, "leave", leave_turnstile),
         ],
     ),
+    "a presence that is not taken in the gate": (
+        COMMAND_AUDITED,
+        [(SlotPool, "grant", grant_beside_the_gate)],
+    ),
+    "audits whoever is present": (COMMAND_AUDITED, [(OfdKernel, "find", find_nobody_present)]),
     "a lender goes on too early": (CHAIN, [(SlotPool, "_return_lent", return_lent_at_once)]),
     "the implicit slot is taken too early": (
         IMPLICIT,

@@ -114,7 +114,7 @@ def test_the_last_number_of_jobs_counts(makeflags: Optional[str], jobs: Optional
     ],
 )
 def test_another_jobserver_takes_the_place_of_the_one_named(makeflags: str, without: str) -> None:
-    assert with_auth(makeflags, None) == without
+    assert with_auth(makeflags) == without
     options, dashes, rest = without.partition("-- ")
     for auth in Descriptors(8, 9), Fifo("/tmp/f"):
         expected = [*options.split(), f"--jobserver-auth={auth}", *(dashes + rest).split()]
@@ -134,7 +134,7 @@ def test_whatever_makeflags_says_it_is_read_or_refused(makeflags: str) -> None:
         find_auth(makeflags)
     find_jobs(makeflags)
     with pytest.raises(NoJobserver, match="names no jobserver"):
-        find_auth(with_auth(makeflags, None))
+        find_auth(with_auth(makeflags))
     assert find_auth(with_auth(makeflags, Fifo("/tmp/f"))) == Fifo("/tmp/f")
 
 

@@ -16,7 +16,7 @@ from typing import Optional
 import pytest
 
 from jobserver import forks, kernel, worker
-from jobserver.protocols import Slot
+from jobserver.protocols import Grant, Slot
 from jobserver.slots import DEPTHS, PLACES, SlotPool
 
 SLOTS = 3
@@ -720,3 +720,186 @@ def test_without_receipts_nothing_is_recovered() -> None:
         assert pool.give_back(slot)
     pool.close()
     assert pool.recovered == 0
+
+
+class Program:
+    """One of another kind, which has what it inherits of a grant, and takes bytes by itself."""
+
+    def __init__(self, grant: Optional[Grant]) -> None:
+        assert grant is not None
+        self.read, self.write, self.presence = map(os.dup, grant.descriptors)
+
+    def take(self, count: int) -> None:
+        for _ in range(count):
+            assert os.read(self.read, 1)
+
+    def give_back(self, count: int) -> None:
+        os.write(self.write, b"!" * count)
+
+    def leave_an_heir(self) -> int:
+        return os.dup(self.presence)
+
+    def end(self) -> None:
+        for fd in (self.read, self.write, self.presence):
+            os.close(fd)
+
+
+def granted(grant: Optional[Grant]) -> Grant:
+    assert grant is not None
+    return grant
+
+
+def test_a_program_gives_back_what_it_took(tree: Tree) -> None:
+    root = tree.member()
+    slot = some(root.slots.take())
+    grant = granted(root.slots.grant(slot))
+    program = Program(grant)
+    program.take(2)
+    assert tree.free() == 0
+    assert root.slots.audit() == 0
+    assert tree.free() == 0
+    program.give_back(2)
+    program.end()
+    assert root.slots.give_back(slot)
+    root.slots.withdraw(grant)
+    assert tree.free() == SLOTS
+    assert root.slots.recovered == 0
+
+
+def test_what_a_killed_program_held_comes_back_when_its_last_heir_has_ended(tree: Tree) -> None:
+    root, other = tree.member(), tree.member()
+    slot = some(root.slots.take())
+    grant = granted(root.slots.grant(slot))
+    program = Program(grant)
+    program.take(2)
+    heir = program.leave_an_heir()
+    program.end()
+    assert root.slots.give_back(slot)
+    root.slots.withdraw(grant)
+    assert tree.free() == 1
+    assert other.slots.audit() == 0
+    os.close(heir)
+    assert other.slots.audit() == 2
+    assert tree.free() == SLOTS
+    assert root.slots.recovered == 2
+
+
+def test_withdrawing_recovers_what_a_killed_program_held(tree: Tree) -> None:
+    root = tree.member()
+    slot = some(root.slots.take())
+    grant = granted(root.slots.grant(slot))
+    program = Program(grant)
+    program.take(1)
+    program.end()
+    assert root.slots.give_back(slot)
+    assert tree.free() == SLOTS - 1
+    root.slots.withdraw(grant)
+    assert tree.free() == SLOTS
+
+
+def test_nobody_recovers_the_dead_while_a_program_runs(tree: Tree) -> None:
+    """Who has the byte that is missing, the dead member or the program? It cannot be told."""
+    root, dead = tree.member(), tree.member()
+    slot = some(root.slots.take())
+    grant = granted(root.slots.grant(slot))
+    some(dead.slots.take())
+    tree.kill(dead)
+    assert root.slots.audit() == 0
+    assert root.slots.give_back(slot)
+    root.slots.withdraw(grant)
+    assert tree.free() == SLOTS
+    assert root.slots.recovered == 1
+
+
+def test_too_many_bytes_are_drained_though_a_program_runs(tree: Tree) -> None:
+    root = tree.member()
+    slot = some(root.slots.take())
+    grant = granted(root.slots.grant(slot))
+    tree.kernel.write(b"!")
+    assert root.slots.audit() == 0
+    assert tree.free() == SLOTS - 1
+    root.slots.give_back(slot)
+    root.slots.withdraw(grant)
+
+
+def test_the_slot_of_a_program_is_in_use_while_it_runs_whoever_is_killed(tree: Tree) -> None:
+    starter, other = tree.member(), tree.member()
+    grant = granted(starter.slots.grant(some(starter.slots.take())))
+    program = Program(grant)
+    tree.kill(starter)
+    for fd in (grant.read, grant.write):
+        forks.close(fd)
+    assert other.slots.audit() == 0
+    assert tree.free() == SLOTS - 1
+    program.end()
+    assert other.slots.audit() == 1
+    assert tree.free() == SLOTS
+
+
+def test_a_program_runs_on_the_slot_of_work(tree: Tree) -> None:
+    root = tree.member()
+    slot = some(root.slots.take())
+    work = tree.member(slot, root)
+    lent = some(work.lend())
+    grant = granted(work.slots.grant(lent))
+    program = Program(grant)
+    assert tree.free() == SLOTS - 1
+    # The work is killed: its own slot is not given back while the program runs on it.
+    tree.kill(work)
+    for fd in (grant.read, grant.write):
+        forks.close(fd)
+    assert root.slots.give_back(slot)
+    assert tree.free() == SLOTS - 1
+    program.end()
+    assert root.slots.audit() == 1
+    assert tree.free() == SLOTS
+
+
+def test_nothing_is_granted_while_others_are_in_the_gate(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree.member()
+    slot = some(root.slots.take())
+    before = os.listdir("/proc/self/fd"), set(root.opened)
+    root.shut_out(monkeypatch)
+    assert root.slots.grant(slot) is None
+    assert root.slots.hindered
+    monkeypatch.undo()
+    assert (os.listdir("/proc/self/fd"), root.opened) == before
+    assert root.slots.give_back(slot)
+
+
+def test_a_program_has_descriptions_of_its_own(tree: Tree) -> None:
+    root = tree.member()
+    slot = some(root.slots.take())
+    grant = granted(root.slots.grant(slot))
+    # make 4.3 cannot do with ends that do not block, and 4.4 sets flags on those that it has.
+    assert os.get_blocking(grant.read)
+    assert os.get_blocking(grant.write)
+    os.set_blocking(grant.read, False)
+    os.set_blocking(grant.write, True)
+    assert not os.get_blocking(root.slots.fileno())
+    anew = os.open(grant.path, os.O_RDWR)
+    assert os.fstat(anew).st_ino == os.fstat(root.slots.fileno()).st_ino
+    os.close(anew)
+    assert not any(map(os.get_inheritable, grant.descriptors))
+    assert root.slots.give_back(slot)
+    root.slots.withdraw(grant)
+
+
+def test_nothing_is_left_of_a_grant_that_there_is_no_room_for(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree.member()
+    slot = some(root.slots.take())
+    before = os.listdir("/proc/self/fd")
+
+    def refuse() -> int:
+        raise OSError("no room")
+
+    monkeypatch.setattr(root.kernel, "open", refuse)
+    with pytest.raises(OSError, match="no room"):
+        root.slots.grant(slot)
+    monkeypatch.undo()
+    assert os.listdir("/proc/self/fd") == before
+    assert root.slots.give_back(slot)

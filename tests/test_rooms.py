@@ -49,10 +49,13 @@ ROOMS = (
     "future",
     "resources",
     "mapping",
+    "sharing",
+    "commands",
     "server",
     "awaiting",
     "dispatch",
     "executor",
+    "__main__",
 )
 
 # What other platforms lack, of that which a program on Linux might reach for.

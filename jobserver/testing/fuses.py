@@ -74,7 +74,7 @@ FUNCTIONS: Final = (
     ("run", "Run._reap"),
     ("run", "Run._return_slot"),
     ("serving", "_close"),
-    ("serving", "_receive"),
+    ("serving", "receive"),
     ("serving", "_run"),
     ("serving", "serve_inherited"),
     ("serving", "serve_received"),

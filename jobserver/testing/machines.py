@@ -13,18 +13,20 @@ something, hypothesis prints the shortest program that shows it; it runs when it
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gc
 import itertools
+import os
 import re
 import signal
 import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Callable, ClassVar, Optional, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Callable, ClassVar, Optional, TypeVar, cast
 
 import attrs
 from hypothesis import currently_in_test_context, target
@@ -45,13 +47,13 @@ from ..engine import Engine, advance_orphans
 from ..errors import Blocked, CallbackRaised, LostResult
 from ..future import Future
 from ..lifecycle import Effect, Event, IllegalEvent, State, step
-from ..protocols import Slot, SlotSource, Task
+from ..protocols import Grant, Slot, SlotSource, Task
 from ..resources import Resources
 from ..run import Group
 from ..server import Jobserver, share
 from . import model as m
 from .doubles import ENDINGS, PLACES, Deadlock, Place, Script, VirtualSlots, World, handle, perform
-from .model import DEEDS, Callback, Gate
+from .model import DEEDS, Callback, Gate, Reused
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-__all__ = ("Callback", "Gate", "Library", "Life", "Script", "Slots", "tally")
+__all__ = ("Callback", "Gate", "Library", "Life", "Reused", "Script", "Slots", "tally")
 
 # What has been tried, by machine: (rule, what came of it), and how often. For reports.
 tally: Counter[tuple[str, str, str]] = Counter()
@@ -137,6 +139,20 @@ class Life(RuleBasedStateMachine):
         return set(itertools.product(State, Event)) - set(cls.visited)
 
 
+class Program:
+    """A program of another kind, as it draws on slots by itself, and the slot on which it runs."""
+
+    def __init__(self, slot: Slot, grant: Grant) -> None:
+        self.slot = slot
+        self.grant = grant
+        self.tokens = 0
+        self.inherited: list[int] = [os.dup(fd) for fd in grant.descriptors]
+
+    def end(self) -> None:
+        for fd in self.inherited:
+            os.close(fd)
+
+
 class Slots(RuleBasedStateMachine):
     """A source of slots, alone: the doubles' own; others put a subclass over another source."""
 
@@ -147,6 +163,9 @@ class Slots(RuleBasedStateMachine):
         self.out: list[Slot] = []
         self.lent: Optional[Slot] = None
         self.closed: bool = False
+        self.programs: list[Program] = []
+        self.heirs: list[int] = []  # what those have that programs left behind
+        self.missing: int = 0  # bytes that programs were killed with
 
     def make(self, count: int, inside: bool) -> SlotSource:
         """A new source; `inside`: this process runs on one of its slots."""
@@ -203,11 +222,76 @@ class Slots(RuleBasedStateMachine):
         self.tell("give_back", "the lent one")
 
     @rule()
-    @precondition(lambda self: self.uses > 20 and not self.out and self.lent is None)
+    @precondition(lambda self: not self.closed)
+    def audit(self) -> None:
+        recovered = self.slots.audit()
+        assert recovered == self.recover()
+        self.tell("audit", "some" if recovered else "none")
+
+    def recover(self) -> int:
+        """What comes free, if anybody looks now."""
+        if self.programs or self.heirs:
+            return 0
+        found, self.missing = self.missing, 0
+        self.free += found
+        return found
+
+    @rule(which=st.integers(0, 3), takes=st.integers(0, 3))
+    @precondition(lambda self: self.out and self.slots.recovers and not self.closed)
+    def run_a_program(self, which: int, takes: int) -> None:
+        slot = self.out.pop(which % len(self.out))
+        grant = self.slots.grant(slot)
+        assert grant is not None, "nobody else is there to hinder it"
+        program = Program(slot, grant)
+        self.programs.append(program)
+        program.tokens = min(takes, self.free)
+        for _ in range(program.tokens):
+            assert os.read(program.grant.read, 1)
+        self.free -= program.tokens
+        self.tell("run_a_program", f"takes {program.tokens}")
+
+    @rule(which=st.integers(0, 3))
+    @precondition(lambda self: any(program.tokens for program in self.programs))
+    def a_program_gives_a_byte_back(self, which: int) -> None:
+        holders = [program for program in self.programs if program.tokens]
+        program = holders[which % len(holders)]
+        os.write(program.grant.write, b"!")
+        program.tokens -= 1
+        self.free += 1
+        self.tell("a_program_gives_a_byte_back", "one of several" if program.tokens else "its last")
+
+    @rule(which=st.integers(0, 3), heir=st.booleans())
+    @precondition(lambda self: self.programs)
+    def a_program_is_killed(self, which: int, heir: bool) -> None:
+        program = self.programs.pop(which % len(self.programs))
+        if heir:
+            self.heirs.append(os.dup(program.inherited[-1]))
+        self.missing += program.tokens
+        self.end(program)
+        self.free += 1
+        self.recover()
+        self.tell("a_program_is_killed", f"with {'some' if program.tokens else 'no'} bytes")
+
+    def end(self, program: Program) -> None:
+        program.end()
+        self.slots.give_back(program.slot)
+        self.slots.withdraw(program.grant)
+
+    @rule()
+    @precondition(lambda self: self.heirs)
+    def an_heir_ends(self) -> None:
+        os.close(self.heirs.pop())
+        self.tell("an_heir_ends", "not the last" if self.heirs or self.programs else "the last")
+
+    @rule()
+    @precondition(lambda self: self.uses > 20 and self.is_unused())
     def close(self) -> None:
         self.slots.close()
         self.tell("close", "again" if self.closed else "first")
         self.closed = True
+
+    def is_unused(self) -> bool:
+        return not (self.out or self.lent or self.programs or self.heirs)
 
     @invariant()
     def slots_are_conserved(self) -> None:
@@ -221,6 +305,10 @@ class Slots(RuleBasedStateMachine):
         if hasattr(self, "slots"):
             for slot in self.out:
                 self.slots.give_back(slot)
+            for program in self.programs:
+                self.end(program)
+            for heir in self.heirs:
+                os.close(heir)
             if self.lent is not None:
                 self.slots.give_back(self.lent)
             self.slots.close()
@@ -263,13 +351,23 @@ def mark(name: str) -> None:
 SECONDS = st.sampled_from((0.0, 1.0, 0.25, 0.5, 2.0, 4.0))
 TIMEOUTS: st.SearchStrategy[Optional[float]] = st.sampled_from((0.0, 1.0, 0.25, 4.0, None))
 
-# Simplest first, for that is what a failure is reduced to.
-SCRIPTS = st.builds(
-    Script,
-    ending=st.sampled_from(ENDINGS),
-    after=st.sampled_from((0.0, 1.0, 0.25, 2.0, 8.0, None)),
-    lingers=st.sampled_from((0.0, 0.0, 0.5, 3.0)),
-    parts=st.sampled_from((1, 1, 2, 4)),
+# Simplest first, for that is what a failure is reduced to. What one script seldom has is drawn
+# together, as each draw takes longer than a step.
+_TIMES = (0.0, 1.0, 0.25, 2.0, 8.0, None)
+_RARE = (
+    *[(0.0, 1, 0, 0)] * 5,
+    *[(lingers, 1, 0, 0) for lingers in (0.5, 3.0)],
+    *[(0.0, parts, 0, 0) for parts in (2, 4)],
+    *[(0.0, 1, unbegun, 0) for unbegun in (1, 2)],
+    (0.0, 1, 0, 100_000),
+    (3.0, 2, 1, 100_000),
+)
+SCRIPTS = st.tuples(
+    st.sampled_from(("value", *ENDINGS)), st.sampled_from(_TIMES), st.sampled_from(_RARE)
+).map(lambda drawn: Script(drawn[0], drawn[1], *drawn[2]))
+
+WORKERS = st.builds(
+    Reused, max_tasks=st.sampled_from((None, 3, 2, 1)), idle=st.sampled_from((10.0, 1.0, 0.0))
 )
 
 ANSWERS: st.SearchStrategy[m.Answer] = st.sampled_from(
@@ -285,10 +383,13 @@ SIGNALS = st.sampled_from(
     tuple(int(s) for s in (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT))
 )
 
+SELDOM = Reused(max_tasks=2, idle=4.0)
+
+ENV: Mapping[str, Optional[str]] = {"X": "0"}
 ENVS = st.dictionaries(st.sampled_from("XY"), st.sampled_from(("1", "2", None)), min_size=1)
 
 CHANGES: st.SearchStrategy[m.Change] = st.one_of(
-    st.sampled_from(("copy", "preexec A", "preexec B")), ENVS, GATES
+    st.sampled_from(("copy", "preexec A", "preexec B")), ENVS, GATES, WORKERS
 )
 
 
@@ -318,24 +419,31 @@ class Library(RuleBasedStateMachine):
         self.failed: bool = False
         self.has_handles: bool = True
         self.reached: set[tuple[str, object]] = set()
+        self.descriptors: set[str] = _descriptors()
         self._warnings = warnings.catch_warnings(record=True)
         self.caught: list[warnings.WarningMessage] = self._warnings.__enter__()
         warnings.simplefilter("always")
 
-    @initialize(target=handles, slots=st.integers(1, 3), inside=st.booleans())
-    def begin(self, slots: int, inside: bool) -> Handle:
+    @initialize(target=handles, slots=st.integers(1, 3), inside=st.booleans(), workers=WORKERS)
+    def begin(self, slots: int, inside: bool, workers: Reused) -> MultipleResults[Handle]:
+        """With handles for fresh workers, for those that serve, and for those that seldom do."""
         self.model: m.Model = m.Model(slots, inside=inside)
-        return self._begin(slots, inside)
+        self.workers = workers
+        self.every_handle += self._begin(slots, inside)
+        return multiple(*self.every_handle)
 
-    def _begin(self, slots: int, inside: bool) -> Handle:
+    def _begin(self, slots: int, inside: bool) -> list[Handle]:
         self.slots: VirtualSlots = VirtualSlots(self.world, slots, inside=inside)
-        self.root: Handle = Handle(handle(self.world, self.slots), m.Handle(0))
-        resources, _ = share(self.root.jobserver)
+        root = handle(self.world, self.slots)
+        resources, _ = share(root)
         self.resources: weakref.ReferenceType[Resources] = weakref.ref(resources)
         self.engine: Engine = resources.engine
         self.group: Group = resources.group
-        self.every_handle.append(self.root)
-        return self.root
+        plain = Handle(root, m.Handle(0))
+        reusing = root.replace_workers(self.workers.max_tasks, self.workers.idle).revise_env(ENV)
+        often = Handle(reusing, plain.told.derive(1, self.workers).derive(1, ENV))
+        reusing = root.replace_workers(SELDOM.max_tasks, SELDOM.idle)
+        return [plain, often, Handle(reusing, plain.told.derive(2, SELDOM))]
 
     # How things are compared.
 
@@ -347,8 +455,9 @@ class Library(RuleBasedStateMachine):
         expected = what_comes_of(foretold)
         actual = what_comes_of(done)
         # Wherever an interrupt was placed, it has come by now or never will.
-        self.model.interrupt(None)
-        self.world.interrupt(None)
+        for each in (self.model, self.world):
+            each.interrupt(None)
+            each.run_short(False)
         self.same("what came of it", actual, expected)
         self.reached.add((step, expected[0]))
         tally[type(self).__name__, step, str(expected[0])] += 1
@@ -369,19 +478,23 @@ class Library(RuleBasedStateMachine):
         self.same("the time", world.now, told.now)
         self.same("what callbacks and gates saw", self.log, told.log)
         self.same("the number of free slots", slots.free, told.free)
-        self.same("the number of workers", len(world.workers), told.launched)
-        if told.latest is not None:
-            task = world.workers[-1].task
-            self.same("env", tuple(task.env), told.latest.handle.env)
-            self.same("preexec", preexec_of(task), told.latest.handle.preexec)
+        self.same("the number of workers", len(world.workers), len(told.workers))
+        begun = [(each.pid, each.values, *settings_of(each.task)) for each in world.begun]
+        # What is begun at one moment is so in no order, but for what one worker begins.
+        self.same("what was begun", sorted(begun, key=_first), sorted(told.begun, key=_first))
         self.same("what is open", len(world.descriptors), told.descriptors)
+        on_slots = sum(slot is not None for slot in world.receipts.values())
+        self.same("how many receipts tell of a slot", on_slots, told.receipts)
         self.same("whether the slots are closed", slots.closed, told.released)
         for held in self.held.values():
             self.same("the repr", repr(held.future), held.told.describe())
         self.same("what was warned of", [warned_of(each) for each in self.caught], told.warned)
         self.same("the number of threads", threading.active_count(), self.threads)
-        for seen in (self.log, told.log, self.caught, told.warned):
+        for seen in (self.log, told.log, self.caught, told.warned, world.begun, told.begun):
             seen.clear()
+        for what, count in told.reached.items():
+            tally[type(self).__name__, "a worker that serves", what] += count
+        told.reached.clear()
 
     # Handles.
 
@@ -407,6 +520,8 @@ class Library(RuleBasedStateMachine):
     def _derive(self, base: Handle, change: m.Change, told: m.Handle) -> Jobserver:
         if isinstance(change, Gate):
             return base.jobserver.replace_sleep(self._gate(told.number, change))
+        if isinstance(change, Reused):
+            return base.jobserver.replace_workers(change.max_tasks, change.idle)
         if isinstance(change, str):
             copied = change == "copy"
             js = base.jobserver
@@ -447,7 +562,7 @@ class Library(RuleBasedStateMachine):
         self.both("reclaim", self.model.reclaim, handle.jobserver.reclaim_resources)
 
     @rule()
-    @precondition(lambda self: self.has_handles and self.model.launched > 3)
+    @precondition(lambda self: self.has_handles and self.model.submitted > 3)
     def forget_all_handles(self) -> None:
         """Nobody has a handle any more, nor the iterator of a map."""
         self._forget()
@@ -470,29 +585,32 @@ class Library(RuleBasedStateMachine):
         """When all of the old is over, new slots and handles take the place of the old ones."""
         self._finish()
         self.model = self.model.successor()
-        self._begin(self.model.slots, self.model.inside)
-        for each in self.every_handle:
-            each.jobserver = self.root.jobserver
-            each.told = self.root.told
+        made = self._begin(self.model.slots, self.model.inside)
+        for number, each in enumerate(self.every_handle):
+            each.jobserver = made[number % len(made)].jobserver
+            each.told = made[number % len(made)].told
         self.has_handles = True
 
     def _finish(self) -> None:
         """All work ends, everybody learns of it, and nothing is left."""
         self.interrupt(None)
-        for piece in list(self.model.tracked):
-            self.kill(piece.number, signal.SIGKILL)
-        self.advance(16.0)  # strangers are back
+        self.run_short(False)
 
         def foretold() -> None:
             if not self.model.released:
                 self.model.look()
 
-        # What the making of any Jobserver does for those that nobody has any more.
-        self.both("finish", foretold, advance_orphans)
+        for _ in range(2):  # as what was not begun is given to others
+            self.advance(16.0)  # strangers are back
+            while self.model.living:
+                self.kill(0, signal.SIGKILL)
+            # What the making of any Jobserver does for those that nobody has any more.
+            self.both("finish", foretold, advance_orphans)
         for held in list(self.held.values()):
             while held.told.callbacks:
                 self._done("finish", held, 0)
         self.same("what is left open", self.world.descriptors, {})
+        self.same("what is left open of the kernel's", _descriptors(), self.descriptors)
 
     # Submissions.
 
@@ -523,17 +641,46 @@ class Library(RuleBasedStateMachine):
     def call(self, handle: Handle, script: Script) -> MultipleResults[Held]:
         return self._call("call", handle, script)
 
-    @rule(target=futures, handle=handles, script=SCRIPTS)
+    @rule(target=futures, handle=handles, script=SCRIPTS, consume=st.sampled_from((1, 1, 0)))
     @with_handles
-    def saturate(self, handle: Handle, script: Script) -> MultipleResults[Held]:
+    def saturate(self, handle: Handle, script: Script, consume: int) -> MultipleResults[Held]:
         """Unbounded submissions, one more than there are slots."""
-        made = [self._call("saturate", handle, script) for _ in range(self.model.slots + 1)]
+        made = [
+            self._call("saturate", handle, script, consume) for _ in range(self.model.slots + 1)
+        ]
         return multiple(*(held for each in made for held in each.values))
 
-    def _call(self, step: str, handle: Handle, script: Script) -> MultipleResults[Held]:
+    @rule(target=futures, handle=handles, script=SCRIPTS, signum=SIGNALS)
+    @with_handles
+    def call_and_signal(self, handle: Handle, script: Script, signum: int) -> MultipleResults[Held]:
+        """Its worker may not have begun it."""
+        made = self._call("call_and_signal", handle, script)
+        for held in made.values:
+            self._wait("call_and_signal", held, 0, signum)
+        return made
+
+    @rule(target=futures, handle=handles, scripts=st.lists(SCRIPTS, min_size=2, max_size=4))
+    @with_handles
+    def one_after_another(self, handle: Handle, scripts: list[Script]) -> MultipleResults[Held]:
+        """Whoever has served one of them may serve the next."""
+        kept: list[Held] = []
+        for script in scripts:
+            made = self._call("one_after_another", handle, script)
+            for held in made.values:
+                self._done("one_after_another", held, 4.0)
+                kept.append(held)
+        return multiple(*kept)
+
+    def _call(
+        self, step: str, handle: Handle, script: Script, consume: int = 1
+    ) -> MultipleResults[Held]:
         value = next(self.values)
         calls = [(script, value)]
-        return self._submit(step, handle, calls, lambda: handle.jobserver(perform, script, value))
+        js = handle.jobserver
+        if consume:
+            return self._submit(step, handle, calls, lambda: js(perform, script, value))
+        submit = functools.partial(js.submit, perform, args=calls[0], consume=0)
+        return self._submit(step, handle, calls, submit, consume=0)
 
     def _submit(
         self,
@@ -641,8 +788,11 @@ class Library(RuleBasedStateMachine):
 
     @rule(held=futures, timeout=TIMEOUTS, signum=st.one_of(st.none(), SIGNALS))
     def wait(self, held: Held, timeout: Optional[float], signum: Optional[int]) -> None:
+        self._wait("wait", held, timeout, signum)
+
+    def _wait(self, step: str, held: Held, timeout: Optional[float], signum: Optional[int]) -> None:
         told = functools.partial(self.model.wait, held.told, timeout, signum)
-        self.both("wait", told, lambda: held.future.wait(timeout, signal=signum))
+        self.both(step, told, lambda: held.future.wait(timeout, signal=signum))
 
     @rule(held=futures, timeout=TIMEOUTS)
     def result(self, held: Held, timeout: Optional[float]) -> None:
@@ -681,14 +831,16 @@ class Library(RuleBasedStateMachine):
         if deed == "asks" and held is not None:
             held.future.done()
         if deed == "submits":
-            self._submit_from_callback()
+            self._submit_from_callback(callback)
 
-    def _submit_from_callback(self) -> None:
+    def _submit_from_callback(self, callback: Callback) -> None:
         if not self.has_handles:
             raise RuntimeError("the Jobserver is closed")  # as it would say
-        future = self.root.jobserver.submit(perform, args=(Script(), m.INNER), timeout=0)
-        number = len(self.world.workers) - 1
-        self.held[number] = Held(future, self.model.pieces[number])
+        js = self.every_handle[0].jobserver
+        js = js.replace_workers() if callback.number % 2 else js
+        future = js.submit(perform, args=(Script(), m.INNER), timeout=0)
+        piece = self.model.inner.popleft()
+        self.held[piece.number] = Held(future, piece)
 
     @rule(held=consumes(futures))
     def drop(self, held: Held) -> None:
@@ -709,16 +861,17 @@ class Library(RuleBasedStateMachine):
     def go_on(self) -> None:
         """All work that stalls goes on."""
         self.step = "go_on"
-        for worker in self.world.workers:
+        for worker in self.world.living:
             worker.fate.go_on(self.world.now)
         self.model.go_on()
 
-    @rule(number=st.integers(0, 9), signum=st.sampled_from((9, 15)))
+    @rule(number=st.integers(0, 5), signum=SIGNALS)
     def kill(self, number: int, signum: int) -> None:
-        """Somebody else kills a worker, or means to."""
+        """Somebody else sends a signal to one of the workers that live."""
         self.step = "kill"
-        if number < len(self.world.workers):
-            self.world.workers[number].fate.signal(signum, self.world.now)
+        living = self.world.living
+        if living:
+            living[number % len(living)].suffer(signum)
         self.model.signal(number, signum)
 
     @rule(seconds=TIMEOUTS)
@@ -746,6 +899,13 @@ class Library(RuleBasedStateMachine):
         self.world.interrupt(place)
         self.model.interrupt(place)
 
+    @rule(short=st.just(True))
+    def run_short(self, short: bool) -> None:
+        """The next worker that the next rule starts cannot be started."""
+        self.step = "run_short"
+        self.world.run_short(short)
+        self.model.run_short(short)
+
     def teardown(self) -> None:
         try:
             if not self.failed and self.step != "begin":
@@ -764,11 +924,20 @@ class Library(RuleBasedStateMachine):
 
     def _leave_nothing(self) -> None:
         """After a failure: what is left must not warn, nor wait, in the middle of another run."""
+        for worker in self.world.living:
+            worker.suffer(signal.SIGKILL)
+        resources = self.resources()
+        # Descriptors of the kernel's; whatever has failed may do so again.
+        if resources is not None:
+            with contextlib.suppress(Exception, Deadlock):
+                resources.crew.close()
+            resources.crew.after_fork()
         # As in a fork: its runs are another's, or they would be waited for at the end.
         for run in self.group.tracked:
             run.owner_pid = 0
+            with contextlib.suppress(Exception):
+                run.worker.close()
         self.engine.after_fork()
-        resources = self.resources()
         if resources is not None:
             resources.closed = True
         for results in self.every_map:
@@ -812,17 +981,27 @@ def name_of(error: BaseException) -> m.Outcome:
 PHRASES = {
     "Jobserver is closed": "closed",
     "its script says so": "refused",
-    "the script says so": "short",
+    "the world says so": "short",
     "not picklable": "not picklable",
     "not reconstructable": "not reconstructable",
     "given to replace_sleep must": "the gate",
 }
 
 
-def preexec_of(task: Task) -> Optional[str]:
-    """The argument with which `mark` would be called."""
+def settings_of(task: Task) -> m.Outcome:
+    """The env, and the argument with which `mark` would be called as preexec."""
     preexec = task.call[0]
-    return preexec.args[0] if isinstance(preexec, functools.partial) else None
+    marked = preexec.args[0] if isinstance(preexec, functools.partial) else None
+    return tuple(task.env), marked
+
+
+def _first(begun: m.Outcome) -> int:
+    return cast("int", begun[0])
+
+
+def _descriptors() -> set[str]:
+    """What this process has open, but for the descriptor of the listing itself."""
+    return {fd for fd in os.listdir("/dev/fd") if os.path.exists(f"/dev/fd/{fd}")}
 
 
 def warned_of(warning: warnings.WarningMessage) -> m.Outcome:

@@ -1,4 +1,4 @@
-"""What the library is going to do, told in advance: slots, Futures, callbacks, gates and maps.
+"""What the library is going to do, told in advance: slots, workers, Futures, callbacks and maps.
 
 A model is told what a user does and foretells what comes of it: what the call returns or raises,
 how long it takes, which slots are free afterwards, which callbacks have run and what they saw. It
@@ -12,13 +12,14 @@ exception passes through the library.
 from __future__ import annotations
 
 import itertools
-from collections import deque
+import signal
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Callable, Final, Literal, Optional, Union, get_args
 
 import attrs
 
-from .doubles import FIRST_PID, Fate, Place, Script
+from .doubles import FIRST_PID, Fate, Huge, Place, Script
 
 # How something ended: ("value", v), or an exception's name and what is to be known of it.
 Outcome = tuple[object, ...]
@@ -32,6 +33,8 @@ Answer = Union[None, float, Literal["raises", "interrupts", "unfit"]]
 
 _INTERRUPT: Final = ("KeyboardInterrupt",)
 
+_PATIENCE: Final = 5.0  # seconds that workers have who are told to leave
+
 
 @attrs.frozen
 class Callback:
@@ -39,7 +42,7 @@ class Callback:
 
     deed: Deed = "notes"
     times: int = 1  # that it registers itself again
-    number: int = 0  # of the Future `elsewhere`
+    number: int = 0  # of the Future `elsewhere`; whether it submits to workers that serve, if odd
 
 
 @attrs.frozen
@@ -49,8 +52,16 @@ class Gate:
     answers: tuple[Answer, ...] = ()
 
 
-# "copy", or what is changed: the env, the gate, or the preexec, by its name.
-Change = Union[str, Mapping[str, Optional[str]], Gate]
+@attrs.frozen
+class Reused:
+    """Workers that serve so many submissions, and are idle for so many seconds at most."""
+
+    max_tasks: Optional[int] = None
+    idle: float = 10.0
+
+
+# "copy", or what is changed: the env, the gate, the workers, or the preexec, by its name.
+Change = Union[str, Mapping[str, Optional[str]], Gate, Reused]
 
 
 class Foretold(Exception):
@@ -70,20 +81,24 @@ class Handle:
         number: int,
         env: tuple[tuple[str, Optional[str]], ...] = (),
         preexec: Optional[str] = None,
+        reused: Optional[Reused] = None,
     ) -> None:
         self.number = number
         self.env = env
         self.preexec = preexec
+        self.reused = reused
         self.gate = number  # whose handle's gate it is
         self.answers: Optional[deque[Answer]] = None  # of the gate, if there is one
 
     def derive(self, number: int, what: Change) -> Handle:
         """The handle that a change of this one makes."""
-        new = Handle(number, self.env, self.preexec)
+        new = Handle(number, self.env, self.preexec, self.reused)
         if not isinstance(what, Gate):
             new.gate, new.answers = self.gate, self.answers
         if isinstance(what, Gate):
             new.answers = deque(what.answers)
+        elif isinstance(what, Reused):
+            new.reused = None if what.max_tasks == 1 else what
         elif isinstance(what, Mapping):
             new.env = tuple({**dict(self.env), **what}.items())
         elif what != "copy":
@@ -91,22 +106,42 @@ class Handle:
         return new
 
 
+class Worker:
+    """A worker, fresh or one that serves."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.fate: Fate = Fate()
+        self.piece: Optional[Piece] = None  # what it was given last
+        self.served = 0  # how much it was given
+        self.noted = 0  # how much of that it has begun
+        self.awaited: bool = False  # its end is
+        self.turn = 0  # which of several that there is something to see of comes first
+
+    @property
+    def pid(self) -> int:
+        return FIRST_PID + self.number
+
+
 class Piece:
     """A piece of work, and its Future."""
 
-    def __init__(
-        self, number: int, calls: Sequence[tuple[Script, object]], start: float, handle: Handle
-    ) -> None:
+    def __init__(self, number: int, calls: Sequence[tuple[Script, object]], handle: Handle) -> None:
         self.number = number
         self.calls = calls
         self.scripts: list[Script] = performed(calls)
-        self.fate: Fate = Fate(self.scripts, start)
         self.handle = handle
+        self.worker: Worker
         self.slot: Optional[Literal["own", "lent"]] = None
         self.seen = 0  # parts of its answer
+        self.taken = 0  # how many workers have taken it
+        self.repeated = False
+        self.signalled = False  # its worker was sent a signal
+        self.answered = False
         self.settled = False
         self.done = False
-        self.turn = 0  # which of several is seen first
+        self.exitcode: Optional[int] = None
+        self.turn = 0  # which of several that there is something to see of comes first
         self.callbacks: deque[tuple[int, Callback]] = deque()
         self.registered = 0
         self.kept = True  # somebody has the Future
@@ -114,26 +149,27 @@ class Piece:
     def outcome(self, position: Optional[int] = None) -> Outcome:
         """What it ended with; with a position, what one call of a chunk ended with."""
         endings = {script.ending for script in self.scripts}
-        if not self.fate.answered:
-            return "LostResult", self.pid, self.fate.exitcode, None
+        if not self.answered:
+            return "LostResult", self.worker.pid, self.exitcode, None
         if "garbled" in endings:
             return "RuntimeError", "not reconstructable"
         if "exit" in endings:
-            return "LostResult", self.pid, self.fate.exitcode, "SystemExit"
+            return "LostResult", self.worker.pid, self.exitcode, "SystemExit"
         script, value = self.calls[position or 0]
         if script.ending == "error":
             return "ValueError", value, "RemoteTraceback"
         if script.ending == "unpicklable":
             return "RuntimeError", "not picklable"
-        return "value", value
+        return "value", Huge(value) if script.ending == "huge" else value
 
     @property
-    def pid(self) -> int:
-        return FIRST_PID + self.number
+    def values(self) -> Outcome:
+        """Those of the calls that come to be made."""
+        return tuple(value for _, value in self.calls[: len(self.scripts)])
 
     def describe(self) -> str:
         """The Future's repr."""
-        state, pid = ("done", None) if self.done else ("running", self.pid)
+        state, pid = ("done", None) if self.done else ("running", self.worker.pid)
         return f"Future({state}, callbacks={len(self.callbacks)}, pid={pid})"
 
 
@@ -159,24 +195,32 @@ class Model:
         self.strangers: int = 0  # slots that other processes have
         self.closed: bool = False
         self.entries: int = 0
-        self.launched: int = 0  # workers, ever
-        self.latest: Optional[Piece] = None  # that was launched
+        self.workers: list[Worker] = []  # ever
+        self.submitted: int = 0  # pieces, ever
         self.tracked: list[Piece] = []  # not done, as far as the library has seen
+        self.idle: list[Worker] = []  # whoever has served last is last
+        self.leaving: list[Worker] = []
+        self.begun: list[Outcome] = []  # who has begun what, and under which settings
         self.log: list[Outcome] = []  # what callbacks and gates saw
         self.warned: list[Outcome] = []
         self.pieces: dict[int, Piece] = {}  # with a Future, by number
+        self.inner: deque[Piece] = deque()  # those that callbacks have submitted
+        self.reached: Counter[str] = Counter()  # rare things that came to pass, for reports
         self._due: deque[Piece] = deque()
         self._issuing: Optional[deque[Piece]] = None
         self._returning: list[float] = []  # when strangers give slots back
         self._turns = itertools.count()
+        self._unbegun: list[Piece] = []  # those that are to have another worker
         self._interrupt: Optional[Place] = None
         self._noted = False
+        self._short = False
 
     def successor(self) -> Model:
         """The model of new slots for the same process, when all is over."""
         assert self.released, "there is only ever one family"
         new = Model(self.slots, inside=self.inside, now=self.now)
-        new.launched = self.launched
+        new.workers = self.workers
+        new.submitted = self.submitted
         new.pieces = self.pieces
         return new
 
@@ -189,9 +233,27 @@ class Model:
 
     @property
     def descriptors(self) -> int:
-        """How many are open."""
-        # Slots and poller; one for each piece: its channel, then its worker's end.
-        return 0 if self.released else 2 + len(self.tracked)
+        """How many are open, but for those of the kernel."""
+        if self.released:
+            return 0
+        fresh = [piece for piece in self.tracked if piece.handle.reused is None]
+        serving = [piece.worker for piece in self.tracked if piece.handle.reused is not None]
+        staying = [*self.idle, *self.leaving, *serving]
+        # Slots and poller; one for each fresh worker: its channel, then its end; and of those that
+        # serve a receipt, then also their end.
+        return 2 + len(fresh) + len(staying) + sum(worker.awaited for worker in staying)
+
+    @property
+    def receipts(self) -> int:
+        """How many of those that serve tell of a slot."""
+        return sum(
+            piece.slot is not None and piece.handle.reused is not None for piece in self.tracked
+        )
+
+    @property
+    def living(self) -> list[Worker]:
+        """Workers that have not ended, in the order in which they were started."""
+        return [worker for worker in self.workers if worker.fate.exitcode is None]
 
     def advance(self, seconds: float) -> None:
         self._happen(self.now + seconds)
@@ -229,62 +291,132 @@ class Model:
             self._noted = False
             raise Foretold(*_INTERRUPT, passes=True)
 
+    def run_short(self, short: bool) -> None:
+        """The next start of a worker fails; or none does, any more."""
+        self._short = short
+
     def _next(self) -> Optional[float]:
-        dues = [piece.fate.due for piece in self.tracked]
+        dues = [worker.fate.due for worker in self.living]
         return min((due for due in [*dues, *self._returning] if due is not None), default=None)
 
     def _happen(self, end: float) -> None:
         """Time passes until `end`."""
+        start = self.now
         self.now = end
-        for piece in self.tracked:
-            while piece.fate.due is not None and piece.fate.due <= end:
-                piece.fate.happen()
+        for worker in self.living:
+            while worker.fate.due is not None and worker.fate.due <= end:
+                worker.fate.happen(max(start, worker.fate.due))
+                self._note(worker)
         for time in [time for time in self._returning if time <= end]:
             self._returning.remove(time)
             self.stranger_returns()
 
-    def _visible(self, piece: Piece) -> bool:
-        if piece.settled:
-            return piece.fate.exitcode is not None
-        return piece.fate.answer > piece.seen or piece.fate.closed
+    def _note(self, worker: Worker) -> None:
+        """If it has begun something, note what."""
+        if worker.noted < worker.fate.begun:
+            worker.noted = worker.fate.begun
+            piece = worker.piece
+            assert piece is not None, "it has work"
+            self.begun.append((worker.pid, piece.values, piece.handle.env, piece.handle.preexec))
+
+    def _visible(self, item: Union[Piece, Worker]) -> bool:
+        if isinstance(item, Worker):
+            return item.fate.closed if item in self.idle else item.fate.exitcode is not None
+        if item in self._unbegun:
+            return False
+        fate = item.worker.fate
+        if item.settled:
+            return fate.exitcode is not None
+        return fate.answer > item.seen or fate.closed
 
     def signal(self, number: int, signum: int) -> None:
-        """A signal comes from outside to a worker that lives."""
-        for piece in self.tracked:
-            if piece.number == number:
-                piece.fate.signal(signum, self.now)
+        """A signal comes from outside to one of the workers that live."""
+        living = self.living
+        if living:
+            worker = living[number % len(living)]
+            if worker in self.idle:
+                self.reached["killed while idle"] += 1
+            elif worker.fate.unseen:
+                self.reached["killed before it has begun"] += 1
+            worker.fate.signal(signum, self.now)
 
     def go_on(self) -> None:
         """All that stall go on."""
-        for piece in self.tracked:
-            piece.fate.go_on(self.now)
+        for worker in self.living:
+            worker.fate.go_on(self.now)
 
     def look(self) -> None:
         """Every run goes as far as what has happened leads it."""
-        if not self.tracked:
+        if not self._watched:
             return
         self._reach("poll")
         self._happen(self.now)
-        self._move()
+        self._take_in()
+        self._unshield()
+        self._relaunch()
 
-    def _move(self) -> None:
-        for piece in sorted(self.tracked, key=lambda piece: piece.turn):
-            if not self._visible(piece):
-                continue
-            if not piece.settled:
-                self._reach("receive")
-                piece.seen = piece.fate.answer
-                if not piece.fate.closed:
-                    continue
-                piece.settled = True
-                piece.turn = next(self._turns)
-            self._reach("reap")
-            if piece.fate.exitcode is not None:
-                self._done(piece)
+    @property
+    def _watched(self) -> list[Union[Piece, Worker]]:
+        """Whom there may be something to see of, in that order."""
+        watched: list[Union[Piece, Worker]] = [*self.tracked, *self.idle, *self.leaving]
+        return sorted(watched, key=lambda item: item.turn)
+
+    def _take_in(self) -> None:
+        for item in [item for item in self._watched if self._visible(item)]:
+            if isinstance(item, Worker):
+                self._move_along(item)
+            elif self._advance(item):
+                self._unbegun.append(item)
+
+    def _relaunch(self) -> None:
+        while self._unbegun:
+            self._repeat(self._unbegun.pop())
         self._unshield()
 
-    def _done(self, piece: Piece) -> None:
+    def _advance(self, piece: Piece) -> bool:
+        """See how far a piece has got: True if its worker has closed, and has not begun it."""
+        worker = piece.worker
+        fate = worker.fate
+        fresh = piece.handle.reused is None
+        if not piece.settled:
+            if fresh:
+                self._reach("receive")
+            piece.seen = fate.answer
+            fate.read(self.now)
+            piece.answered = fate.answered
+            if not fate.answered:
+                if not fate.closed:
+                    return False
+                if not fresh and fate.begun < worker.served:
+                    if not (piece.repeated or piece.signalled):
+                        return True
+                    self.reached["lost, and was not begun"] += 1
+            piece.settled = True
+            piece.turn = next(self._turns)
+        if piece.answered and not fresh and self._stays(piece):
+            self._done(piece, 0)
+            self._release(worker)
+            return False
+        if not fresh:
+            fate.hang_up()
+        self._reach("reap")
+        worker.awaited = True
+        if fate.exitcode is not None:
+            self._done(piece, fate.exitcode)
+        return False
+
+    def _stays(self, piece: Piece) -> bool:
+        """Whether its worker will serve again."""
+        worker, reused = piece.worker, piece.handle.reused
+        assert reused is not None, "it is one that serves"
+        worn = reused.max_tasks is not None and worker.served >= reused.max_tasks
+        self.reached["worn"] += worn
+        self.reached["retired after a signal"] += piece.signalled
+        return not (worker.fate.last or worn or piece.signalled or self.closed)
+
+    def _done(self, piece: Piece, exitcode: int) -> None:
         piece.done = True
+        piece.exitcode = exitcode
         self.tracked.remove(piece)
         if piece.slot == "lent":
             self.lendable = True
@@ -293,9 +425,109 @@ class Model:
         if piece.callbacks:
             self._due.append(piece)
 
+    # Workers that serve.
+
+    def _assign(self, piece: Piece, reused: Reused, *, anew: bool = False) -> None:
+        """Give it to one that is idle, or to a new one."""
+        while True:
+            worker = None if anew else self._find(reused)
+            self.reached["used again"] += worker is not None
+            worker = worker or self._start()
+            worker.served += 1
+            if not worker.fate.closed:
+                break
+            self.reached["had just left"] += 1
+            self._part_with(worker)
+        worker.piece, piece.worker = piece, worker
+        worker.fate.hand(piece.scripts, reused.idle, piece.taken)
+
+    def _find(self, reused: Reused) -> Optional[Worker]:
+        for worker in reversed(self.idle):
+            if reused.max_tasks is None or worker.served < reused.max_tasks:
+                self.idle.remove(worker)
+                return worker
+        return None
+
+    def _start(self) -> Worker:
+        if self._short:
+            self._short = False
+            raise Foretold("OSError", "short")
+        worker = Worker(len(self.workers))
+        self.workers.append(worker)
+        self._reach("launch")
+        return worker
+
+    def _repeat(self, piece: Piece) -> None:
+        """Another worker has it, once, if there can be one."""
+        old, reused = piece.worker, piece.handle.reused
+        assert reused is not None, "its worker was one that serves"
+        piece.repeated = True
+        piece.taken += not old.fate.unseen
+        try:
+            self._assign(piece, reused, anew=True)
+        except Foretold:
+            self.reached["not repeated, as there is no room"] += 1
+        else:
+            self.reached["repeated"] += 1
+            self._part_with(old)
+        piece.turn = next(self._turns)
+
+    def _release(self, worker: Worker) -> None:
+        worker.turn = next(self._turns)
+        self.idle.append(worker)
+        if len(self.idle) > self.slots:
+            self.reached["one too many"] += 1
+            self._part_with(self.idle[0])
+
+    def _part_with(self, worker: Worker) -> None:
+        if worker in self.idle:
+            self.idle.remove(worker)
+        worker.fate.hang_up()
+        if self.closed:
+            self._end([worker])
+            return
+        self._reach("reap")
+        if worker.fate.exitcode is None:
+            worker.awaited = True
+            worker.turn = next(self._turns)
+            self.leaving.append(worker)
+
+    def _move_along(self, worker: Worker) -> None:
+        if worker in self.idle:
+            self.reached["left, or died, while idle"] += 1
+            self._part_with(worker)
+        elif worker in self.leaving:
+            self._reach("reap")
+            self.leaving.remove(worker)
+
+    def _close(self) -> None:
+        """Accept nothing more; those that are idle leave."""
+        self.closed = True
+        ending = [*self.idle, *self.leaving]
+        self.idle, self.leaving = [], []
+        self._end(ending)
+
+    def _end(self, workers: Sequence[Worker]) -> None:
+        """Wait until those have ended that have no work."""
+        for worker in workers:
+            worker.fate.hang_up()
+        deadline = self.now + _PATIENCE
+        for worker in workers:
+            self._reach("reap")
+            while worker.fate.exitcode is None:
+                if self.now >= deadline:
+                    self.reached["killed, as it does not leave"] += 1
+                    worker.fate.signal(signal.SIGKILL, self.now)
+                self._happen(self.now)
+                if worker.fate.exitcode is None:
+                    then = self._next()
+                    self._happen(deadline if then is None else min(then, deadline))
+
     def wait_for(self, ready: Callable[[], bool], deadline: Optional[float]) -> bool:
         while True:
-            if self._ask(ready):
+            there = self._ask(ready)
+            self._relaunch()
+            if there:
                 return True
             if deadline is not None and self.now >= deadline:
                 self.look()
@@ -303,13 +535,13 @@ class Model:
             self._reach("poll")
             free = self.free
             self._happen(self.now)
-            if self.free == free and not any(self._visible(piece) for piece in self.tracked):
+            if self.free == free and not any(self._visible(item) for item in self._watched):
                 then = self._next()
                 if then is None and deadline is None:
                     raise Foretold("Deadlock", passes=True)
                 times = [time for time in (then, deadline) if time is not None]
                 self._happen(min(times))
-            self._move()
+            self._take_in()
 
     def _ask(self, ready: Callable[[], bool]) -> bool:
         answer = ready()
@@ -344,7 +576,8 @@ class Model:
                         raise
                     suppressed.append(raised.what)
         finally:
-            self.closed = True
+            self._close()
+            self._unshield()
         self.warned += [("RuntimeWarning", what[1]) for what in suppressed]
 
     def forget(self) -> None:
@@ -354,7 +587,7 @@ class Model:
         self.look()
         if self.tracked:
             self.warned.append(("ResourceWarning", len(self.tracked)))
-        self.closed = True
+        self._close()
 
     def reclaim(self) -> None:
         self.check_open()
@@ -490,21 +723,34 @@ class Model:
         calls: Sequence[tuple[Script, object]],
         slot: Optional[Literal["own", "lent"]],
     ) -> Piece:
-        endings = {script.ending for script in performed(calls)}
-        refusal = {"refused": "TypeError", "short": "OSError"}
-        for ending in ("refused", "short"):
-            if ending in endings:
-                self.put_back(slot)
-                raise Foretold(refusal[ending], ending)
-        piece = Piece(self.launched, calls, self.now, handle)
+        piece = Piece(self.submitted, calls, handle)
+        try:
+            if handle.reused is None:
+                self._launch_fresh(piece)
+            else:
+                if any(script.ending == "refused" for script, _ in calls):
+                    raise Foretold("TypeError", "refused")
+                self._assign(piece, handle.reused)
+        except Foretold:
+            self.put_back(slot)
+            raise
+        self.submitted += 1
         piece.slot = slot
         piece.turn = next(self._turns)
-        self.launched += 1
-        self.latest = piece
         self.tracked.append(piece)
-        self._reach("launch")
         self._unshield()
         return piece
+
+    def _launch_fresh(self, piece: Piece) -> None:
+        if self._short:
+            self._start()
+        if any(script.ending == "refused" for script in piece.scripts):
+            raise Foretold("TypeError", "refused")
+        worker = self._start()
+        worker.piece, piece.worker = piece, worker
+        worker.fate.hand(piece.scripts)
+        worker.fate.happen(self.now)
+        self._note(worker)
 
     # Futures.
 
@@ -516,7 +762,8 @@ class Model:
 
     def wait(self, piece: Piece, timeout: Optional[float], signum: Optional[int]) -> bool:
         if signum is not None and not piece.done:
-            piece.fate.signal(signum, self.now)
+            piece.signalled = True
+            piece.worker.fate.signal(signum, self.now)
         return self.done(piece, timeout)
 
     def result(self, piece: Piece, timeout: Optional[float]) -> object:
@@ -592,13 +839,15 @@ class Model:
             if other is not None and other.kept:
                 self.when_done(other, Callback())
         if deed == "submits":
-            self.submit(PLAIN, [(Script(), INNER)], 1, 0)
+            handle = REUSING if callback.number % 2 else PLAIN
+            self.inner.append(self.submit(handle, [(Script(), INNER)], 1, 0))
         if deed == "asks" and piece.kept:
             self.done(piece, 0)
 
 
-# What a callback submits.
+# What a callback submits, and through what.
 PLAIN: Final = Handle(-1)
+REUSING: Final = Handle(-1, reused=Reused())
 INNER: Final = "from a callback"
 
 
@@ -648,7 +897,11 @@ class Map:
         self._pause = model.now  # the gate is not asked before
         self._held = False  # a slot that a wait has brought
         self._abandoned = False
-        self._submit_what_can_be()
+        try:
+            self._submit_what_can_be()
+        except Foretold:
+            self.abandon()  # nobody has got the iterator
+            raise
 
     def next(self) -> object:
         while not self._abandoned:

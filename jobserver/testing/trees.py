@@ -834,6 +834,7 @@ class Trees(RuleBasedStateMachine):
                 sorted(set(children_of(member.pid)) - self.known) if self.reaps else [],
                 None if member.leaving else _tasks(member.pid),
                 _is_stopped(member.pid),
+                self.shared_pipes(member),
             )
             for member in self.alive()
         ]
@@ -845,6 +846,8 @@ class Trees(RuleBasedStateMachine):
                 sorted(self.children(member)) if self.reaps else [],
                 None if member.leaving else self.tasks(member),
                 member.stopped,
+                # Of tokens, and its own result channel; nobody else's.
+                2 if self.shares(member) else None,
             )
             for member in self.alive()
         ]
@@ -862,6 +865,19 @@ class Trees(RuleBasedStateMachine):
 
     def tasks(self, member: Member) -> int:
         return len(member.threads) + (1 if member.number else self.tasks_before)
+
+    def shares(self, member: Member) -> bool:
+        """Whether a member has pipes in common with its submitter, as one that was forked has."""
+        parent = member.parent
+        forked = self.method == "fork" and parent is not None and not parent.ended
+        return forked and not member.leaving
+
+    def shared_pipes(self, member: Member) -> Optional[int]:
+        if not self.shares(member):
+            return None
+        assert member.parent is not None
+        shared = _pipes(member.pid) & _pipes(member.parent.pid)
+        return len(shared.difference(self.descriptors.values()))
 
     @property
     def reaps(self) -> bool:
@@ -993,10 +1009,16 @@ def _is_stopped(pid: int) -> bool:
     return fields is not None and fields[0] == "T"
 
 
-def _descriptors() -> dict[str, str]:
-    """What is open in this process."""
+def _pipes(pid: int) -> set[str]:
+    """The pipes of which a process has an end."""
+    return {name for name in _descriptors(pid).values() if name.startswith("pipe:")}
+
+
+def _descriptors(pid: Optional[int] = None) -> dict[str, str]:
+    """What is open in a process, by default this one."""
     found: dict[str, str] = {}
-    for fd in os.listdir("/proc/self/fd"):
+    folder = f"/proc/{pid or 'self'}/fd"
+    for fd in os.listdir(folder):
         with contextlib.suppress(FileNotFoundError):  # that of the listing itself
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+            found[fd] = os.readlink(f"{folder}/{fd}")
     return found

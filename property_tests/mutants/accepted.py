@@ -234,8 +234,8 @@ ACCEPTED = (
     Accepted(
         "wire",
         "send",
-        "if len(self.body) < _ONE_WRITE:",
-        ("if len(self.body) <= _ONE_WRITE:",),
+        "if pickled.size < _ONE_WRITE:",
+        ("if pickled.size <= _ONE_WRITE:",),
         A_SIZE,
     ),
     Accepted(

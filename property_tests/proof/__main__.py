@@ -27,6 +27,10 @@ TREES = (
     ),
     Tree("make's, deaths that take two steps", 2, (Member(3),), joined=True, slow=True),
     Tree("make's, a fork at any time", 2, (Member(2, helpers=1),), joined=True),
+    Tree("a command beside a submission", 2, (Member(1), Member(commands=1))),
+    Tree("two commands, which take as many bytes as they can", 2, (Member(commands=2, takes=2),)),
+    Tree("commands of two handles", 2, (Member(commands=1), Member(commands=1))),
+    Tree("a command of work, and audits", 2, (Member(1, inside=1), Member(audits=1))),
     Tree("nested, twice", 2, (Member(2, below=(1,)),)),
 )
 

@@ -15,9 +15,9 @@ from .programs import (
     THREAD,
     Memory,
     Request,
+    computing,
     freeze,
     has_answered,
-    is_computing,
     is_idle,
     is_newborn,
     make_pool,
@@ -53,6 +53,9 @@ class Member:
 
     submissions: int = 0
     below: tuple[int, ...] = ()  # submissions of each worker, of each worker of those, ...
+    commands: int = 0  # programs that it runs, which take bytes as make's clients do
+    inside: int = 0  # programs that each of its workers runs
+    takes: int = 1  # how often such a program takes a byte beside its own slot, at most
     audits: int = 0  # at any time, besides those that waiting makes
     helpers: int = 0  # processes that it forks, which hold nothing
     blind: bool = False  # whether it may hear of an answer and never of the worker's end
@@ -91,7 +94,7 @@ class _Explorer:
         self.tree = tree
         self.lives = Lives()
         self.requests: dict[int, tuple[Optional[Request], int]] = {}
-        self.computing: dict[int, bool] = {}
+        self.computing: dict[int, int] = {}
         self.resting: dict[int, bool] = {}
         self.reach = Reach()
         self.index: dict[Any, int] = {}
@@ -140,7 +143,7 @@ class _Explorer:
 
     def _check(self, number: int, world: World) -> None:
         running = sum(
-            self._is_computing(thread) for process in world.processes for thread in process.threads
+            self._computing(thread) for process in world.processes for thread in process.threads
         )
         self.reach.most = max(self.reach.most, running)
         if running > self.tree.slots:
@@ -192,10 +195,10 @@ class _Explorer:
             lines.append(label)
         return "\n".join(reversed(lines))
 
-    def _is_computing(self, thread: int) -> bool:
+    def _computing(self, thread: int) -> int:
         found = self.computing.get(thread)
         if found is None:
-            found = self.computing[thread] = is_computing(self.lives[thread][0])
+            found = self.computing[thread] = computing(self.lives[thread][0])
         return found
 
     def _is_at_rest(self, thread: int) -> bool:
@@ -243,6 +246,9 @@ class _Explorer:
         memory = Memory(role, pool)
         memory.submissions = member.submissions
         memory.below = member.below
+        memory.commands = member.commands
+        memory.inside = member.inside
+        memory.takes = member.takes
         memory.audits = member.audits
         memory.helpers = member.helpers
         memory.blind = member.blind

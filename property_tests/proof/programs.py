@@ -17,12 +17,13 @@ from unittest import mock
 
 import attrs
 
+from jobserver import forks as forks_room
 from jobserver import joined as joined_room
 from jobserver import kernel as kernel_room
 from jobserver import slots as slots_room
 from jobserver.joined import JoinedKernel, JoinedPool
 from jobserver.kernel import OfdKernel
-from jobserver.protocols import Slot
+from jobserver.protocols import Grant, Slot
 from jobserver.slots import SlotPool
 
 from .world import ALONE, GATE, OUTER_READ, OUTER_WRITE, READ, RECEIPTS, SHARED, WRITE
@@ -31,6 +32,7 @@ IDENTITY = "pool"
 
 # What a thread is there for.
 ROOT, WORKER, HELPER, THREAD = "root", "worker", "helper", "thread"
+PROGRAM, HEIR = "program", "heir"  # one that takes bytes by itself, and whom it leaves behind
 
 
 Request = tuple[Any, ...]
@@ -78,6 +80,13 @@ class Memory:
         self.runs: list[list[Any]] = []  # the process and the slot of each worker
         self.submissions = 0  # that it may still do
         self.below: tuple[int, ...] = ()  # those of its workers, of theirs, and so on
+        self.commands = 0  # programs that it may still run
+        self.inside = 0  # those of each of its workers
+        self.running = -1  # the process of the program that it waits for
+        self.presence = -1  # the descriptor that it has with its program
+        self.takes = 0  # bytes that a program may still take
+        self.tokens = 0  # that it has
+        self.heirs = 0  # processes that it may still leave behind
         self.audits = 0  # that it may still do, besides those that waiting makes
         self.helpers = 0  # that it may still fork: processes that hold nothing
         self.blind = False  # whether an answer may be all that is known of a worker's end
@@ -165,10 +174,7 @@ def _fcntl(fd: int, command: int, packed: bytes) -> bytes:
             return kernel_room._FLOCK.pack(fcntl.F_UNLCK, 0, 0, 0, 0)
         return kernel_room._FLOCK.pack(fcntl.F_RDLCK, 0, found, 1, 0)
     assert command == fcntl.F_OFD_SETLK, "nothing else is modelled"
-    if kind == fcntl.F_RDLCK:
-        calls.ask("lock", fd, start)
-    else:
-        calls.ask("unlock", fd, start if length else None)
+    calls.ask("lock" if kind == fcntl.F_RDLCK else "unlock", fd, start)
     return packed
 
 
@@ -222,6 +228,11 @@ def _new_place(_: OfdKernel) -> int:
     return int(calls.ask("new_place"))
 
 
+def _reopen(_: OfdKernel) -> tuple[int, int, str]:
+    """Who has the pipe in a description of its own reads and writes as anybody else."""
+    return READ, WRITE, ""
+
+
 @contextlib.contextmanager
 def simulated() -> Generator[None, None, None]:
     """Have the library's code ask `calls` instead of the kernel, within."""
@@ -242,6 +253,8 @@ def simulated() -> Generator[None, None, None]:
         # Pipes of which nobody could fill all pages.
         pages: dict[str, Any] = {"_pages": lambda _: 16, "_splice": _splice}
         stack.enter_context(mock.patch.multiple(joined_room, **pages))
+        stack.enter_context(mock.patch.object(OfdKernel, "reopen", _reopen))
+        stack.enter_context(mock.patch.object(forks_room, "close"))
         # More tries to enter the gate are more of the same.
         stack.enter_context(mock.patch.object(slots_room, "_TRIES", 1))
         yield
@@ -253,12 +266,13 @@ def simulated() -> Generator[None, None, None]:
 def begin(me: Memory) -> str:
     """A forked child closes what is its parent's alone, before anything else."""
     calls.ask("keep", me.receipt)
-    return "compute"
+    return me.role if me.role in (PROGRAM, HEIR) else "compute"
 
 
 def compute(me: Memory) -> str:
     choices = ["end"]
     choices += ["take"] * (me.submissions > 0)
+    choices += ["command"] * (me.commands > 0)
     choices += ["look"] * (me.audits > 0)
     choices += ["help"] * (me.helpers > 0)
     return choices[calls.ask("choose", len(choices))] if len(choices) > 1 else "end"
@@ -302,6 +316,85 @@ def reclaim(me: Memory) -> str:
     return "take"
 
 
+def command(me: Memory) -> str:
+    """`run`: on the own slot, as nothing else is done on it meanwhile, or on a free one."""
+    me.new = me.pool.lend()
+    return "grant" if me.new is not None else "take for command"
+
+
+def take_for_command(me: Memory) -> str:
+    me.new = me.pool.take()
+    return "grant" if me.new is not None else "look for command"
+
+
+def look_for_command(me: Memory) -> str:
+    me.pool.audit()
+    return "command"
+
+
+def grant(me: Memory) -> str:
+    assert me.new is not None, "it was taken or lent just now"
+    granted = me.pool.grant(me.new)
+    if granted is None:
+        return "grant"
+    me.presence = granted.presence
+    return "start"
+
+
+def start(me: Memory) -> str:
+    me.commands -= 1
+    child = _child(me, PROGRAM)
+    child.receipt, child.takes, child.heirs = me.presence, me.takes, 1
+    me.running = calls.ask("fork", freeze(child))
+    return "wait for command"
+
+
+def wait_for_command(me: Memory) -> str:
+    return "command has ended" if calls.ask("has_ended", me.running) else "wait for command"
+
+
+def command_has_ended(me: Memory) -> str:
+    assert me.new is not None, "the slot of the command"
+    me.pool.give_back(me.new)
+    me.new = None
+    return "withdraw"
+
+
+def withdraw(me: Memory) -> str:
+    presence, me.presence, me.running = me.presence, -1, -1
+    me.pool.withdraw(Grant(READ, WRITE, presence, ""))
+    return "compute"
+
+
+def program(me: Memory) -> str:
+    """Take bytes and write others back, as make does: without the gate, without receipts."""
+    choices = ["end of program"] * (not me.tokens)
+    choices += ["take as program"] * (me.takes > 0)
+    choices += ["return as program"] * (me.tokens > 0)
+    choices += ["leave an heir"] * (me.heirs > 0)
+    return choices[calls.ask("choose", len(choices))] if len(choices) > 1 else choices[0]
+
+
+def take_as_program(me: Memory) -> str:
+    me.takes -= 1
+    me.tokens += bool(calls.ask("read", READ))
+    return "program"
+
+
+def return_as_program(me: Memory) -> str:
+    calls.ask("write", 1)
+    me.tokens -= 1
+    return "program"
+
+
+def leave_an_heir(me: Memory) -> str:
+    me.heirs -= 1
+    child = _child(me, HEIR)
+    child.receipt = me.receipt
+    calls.ask("fork", freeze(child))
+    return "program"
+
+
 def launch(me: Memory) -> str:
     slot, me.new = me.new, None
     assert slot is not None, "it was taken or lent just now"
@@ -309,6 +402,7 @@ def launch(me: Memory) -> str:
     child = _child(me, WORKER)
     child.held = me.pool.held(slot)
     child.receipt = slot.receipt
+    child.commands, child.takes = me.inside, me.takes
     if me.below:
         child.submissions, *below = me.below
         child.below = tuple(below)
@@ -359,6 +453,8 @@ def _child(me: Memory, role: str) -> Memory:
     child.role = role
     child.held, child.receipt, child.new, child.runs = None, -1, None, []
     child.submissions, child.below, child.audits, child.helpers = 0, (), 0, 0
+    child.commands, child.inside, child.running, child.presence = 0, 0, -1, -1
+    child.takes, child.tokens, child.heirs = 0, 0, 0
     return child
 
 
@@ -379,6 +475,20 @@ OPERATIONS: dict[str, Callable[[Memory], str]] = {
     "lend": lend,
     "audit": audit,
     "reclaim": reclaim,
+    "command": command,
+    "take for command": take_for_command,
+    "look for command": look_for_command,
+    "grant": grant,
+    "start": start,
+    "wait for command": wait_for_command,
+    "command has ended": command_has_ended,
+    "withdraw": withdraw,
+    PROGRAM: program,
+    "take as program": take_as_program,
+    "return as program": return_as_program,
+    "leave an heir": leave_an_heir,
+    "end of program": exit_,
+    HEIR: exit_,
     "launch": launch,
     "lent": lent,
     "relieve": relieve,
@@ -403,14 +513,21 @@ def next_request(memory: Any, answers: tuple[Any, ...]) -> tuple[Optional[Reques
     return None, freeze(me)
 
 
-def is_computing(memory: Any) -> bool:
-    """Whether who remembers this computes on a slot, or is about to, or has just done so."""
+# Of a worker that computes nothing, as somebody else does so on its slot.
+_BLOCKED = ("lent", "relieve", "look while lent")
+_BLOCKED_BY_COMMAND = ("start", "wait for command", "command has ended")
+
+
+def computing(memory: Any) -> int:
+    """On how many slots who remembers this computes, or is about to, or has just done so."""
     me = dict(memory)
-    if me["role"] != WORKER or me["operation"] in ("lent", "relieve", "look while lent"):
-        return False
+    if me["role"] == PROGRAM:
+        return 1 + int(me["tokens"])
+    if me["role"] != WORKER or me["operation"] in _BLOCKED + _BLOCKED_BY_COMMAND:
+        return 0
     if me["operation"] == "launch":
-        return bool(me["new"][1])  # a lent slot has no token
-    return not (me["blind"] and has_answered(memory))
+        return int(bool(me["new"][1]))  # a lent slot has no token
+    return int(not (me["blind"] and has_answered(memory)))
 
 
 def has_answered(memory: Any) -> bool:
@@ -421,7 +538,9 @@ def has_answered(memory: Any) -> bool:
 def is_idle(memory: Any) -> bool:
     """Whether who remembers this holds no slot."""
     me = dict(memory)
-    return me["role"] != WORKER and me["new"] is None and me["runs"] == ("list", ())
+    has_slot = me["role"] in (WORKER, PROGRAM, HEIR)
+    has_slot = has_slot or me["new"] is not None or me["runs"] != ("list", ())
+    return not has_slot and me["presence"] == -1
 
 
 def is_newborn(memory: Any) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Generator
 from typing import Any, Optional
 
 from jobserver.joined import IMPLICIT
-from jobserver.slots import DEPTHS
+from jobserver.slots import DEPTHS, PRESENCE
 
 # The descriptors that every process has of its slots; those of receipts come after them.
 READ, WRITE, RECEIPTS, GATE, OUTER_READ, OUTER_WRITE = range(6)
@@ -161,11 +161,10 @@ class World:
         old = self.descriptions[number]
         self.descriptions[number] = Description(old.file, old.places | {place})
 
-    def unlock(self, pid: int, fd: int, place: Optional[int]) -> None:
+    def unlock(self, pid: int, fd: int, place: int) -> None:
         number = self.processes[pid].descriptors[fd]
         old = self.descriptions[number]
-        left = old.places - {place} if place is not None else frozenset[int]()
-        self.descriptions[number] = Description(old.file, left)
+        self.descriptions[number] = Description(old.file, old.places - {place})
 
     def find(self, pid: int, fd: int, start: int, stop: int) -> Optional[int]:
         """A place that a description locks, other than that of the descriptor."""
@@ -231,7 +230,8 @@ class World:
 
     def _blocks(self, lives: Lives) -> set[int]:
         """Those with a place that somebody holds or remembers."""
-        used = {place // DEPTHS for each in self.descriptions.values() for place in each.places}
+        held = [place for each in self.descriptions.values() for place in each.places]
+        used = {place // DEPTHS for place in held if is_place(place)}
         for process in self.processes:
             for thread in process.threads:
                 used.update(lives.blocks(thread))
@@ -257,7 +257,8 @@ class World:
         for old, name in numbers.items():
             description = self.descriptions[old]
             places = frozenset(
-                blocks[place // DEPTHS] * DEPTHS + place % DEPTHS for place in description.places
+                blocks[place // DEPTHS] * DEPTHS + place % DEPTHS if is_place(place) else place
+                for place in description.places
             )
             new.descriptions[name] = Description(description.file, places)
             key.append((description.file, *sorted(places)))
@@ -279,8 +280,8 @@ class World:
 
 
 def is_place(value: object) -> bool:
-    """Numbers as large as these are places: nothing else is counted so far."""
-    return type(value) is int and value >= DEPTHS
+    """Numbers as large as these are places of slots: nothing else is counted so far."""
+    return type(value) is int and DEPTHS <= value < PRESENCE
 
 
 def _blocks_in(frozen: tuple[Any, ...]) -> Generator[int, None, None]:
