@@ -722,6 +722,7 @@ class ScriptedServant(ScriptedWorker):
         self._reply = os.dup(post.reply)
         os.set_blocking(self._reply, False)
         self._requests = socket.socket(fileno=os.dup(post.requests))
+        self._requests.setblocking(False)
         self._count = os.dup(post.begun)
         self._receipt = post.receipt
         self._open = True
@@ -759,7 +760,11 @@ class ScriptedServant(ScriptedWorker):
         if not _events(self._requests.fileno()):
             return
         if fate.listens:
-            request = serving.receive(self._requests)
+            try:
+                request = serving.receive(self._requests)
+            except BlockingIOError:
+                self._world.check(False, f"worker {self.pid} is not sent one piece of work whole")
+                raise
             if request is None:
                 fate.hang_up()
             else:

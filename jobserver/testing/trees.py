@@ -834,7 +834,7 @@ class Trees(RuleBasedStateMachine):
                 sorted(set(children_of(member.pid)) - self.known) if self.reaps else [],
                 None if member.leaving else _tasks(member.pid),
                 _is_stopped(member.pid),
-                self.shared_pipes(member),
+                self.shared(member),
             )
             for member in self.alive()
         ]
@@ -846,8 +846,8 @@ class Trees(RuleBasedStateMachine):
                 sorted(self.children(member)) if self.reaps else [],
                 None if member.leaving else self.tasks(member),
                 member.stopped,
-                # Of tokens, and its own result channel; nobody else's.
-                2 if self.shares(member) else None,
+                # The pipe of tokens; of result channels, the two have different ends.
+                1 if self.shares(member) else None,
             )
             for member in self.alive()
         ]
@@ -867,16 +867,17 @@ class Trees(RuleBasedStateMachine):
         return len(member.threads) + (1 if member.number else self.tasks_before)
 
     def shares(self, member: Member) -> bool:
-        """Whether a member has pipes in common with its submitter, as one that was forked has."""
+        """Whether a member has something in common with its submitter, as one that was forked."""
         parent = member.parent
         forked = self.method == "fork" and parent is not None and not parent.ended
         return forked and not member.leaving
 
-    def shared_pipes(self, member: Member) -> Optional[int]:
+    def shared(self, member: Member) -> Optional[int]:
+        """How many pipes and sockets it has that its submitter has as well."""
         if not self.shares(member):
             return None
         assert member.parent is not None
-        shared = _pipes(member.pid) & _pipes(member.parent.pid)
+        shared = _connections(member.pid) & _connections(member.parent.pid)
         return len(shared.difference(self.descriptors.values()))
 
     @property
@@ -1009,9 +1010,10 @@ def _is_stopped(pid: int) -> bool:
     return fields is not None and fields[0] == "T"
 
 
-def _pipes(pid: int) -> set[str]:
-    """The pipes of which a process has an end."""
-    return {name for name in _descriptors(pid).values() if name.startswith("pipe:")}
+def _connections(pid: int) -> set[str]:
+    """The pipes and the ends of sockets that a process has."""
+    names = _descriptors(pid).values()
+    return {name for name in names if name.startswith(("pipe:", "socket:"))}
 
 
 def _descriptors(pid: Optional[int] = None) -> dict[str, str]:
