@@ -31,7 +31,7 @@ def job(log: str, name: str) -> str:
 
 def build(js: Jobserver, make: str, folder: str, log: str) -> int:
     """Run a build on the slot of this work, and on what others are free."""
-    program = f"{sys.executable} {Path(__file__).resolve()} {log}"
+    program = f"{sys.executable} {Path(__file__).resolve()} --job {log}"
     return js.run(
         [make, "-C", folder, f"JOB={program}"], capture_output=True, check=True
     ).returncode
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        job(*sys.argv[1:])
+    if sys.argv[1:2] == ["--job"]:
+        job(*sys.argv[2:])
     else:
         main()
