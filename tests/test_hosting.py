@@ -95,7 +95,7 @@ def test_what_a_killed_tool_held_comes_back_with_its_last_orphan(tool: str, tmp_
         assert f"recovered={slots - 1}" in repr(js)
 
 
-def test_a_mixed_pool_of_make_ninja_cargo_and_python(tmp_path: Path) -> None:
+def test_a_mixed_pool_of_make_ninja_and_python(tmp_path: Path) -> None:
     slots = 4
     with Jobserver("fork", slots) as js, sites.site(tmp_path) as site:
         commands = [site.build(tool, 4, tool.split()[0]) for tool in ("make 4.4", "ninja")]

@@ -8,6 +8,8 @@ import contextlib
 import copy
 import multiprocessing
 from collections.abc import Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
 from typing import NoReturn, Optional
 
 from typing_extensions import assert_type
@@ -132,3 +134,26 @@ def block() -> None:
         assert_type(js, Jobserver)
         assert_type(js(never), Future[NoReturn])
         js.reclaim_resources()
+
+
+def run(js: Jobserver) -> None:
+    assert_type(js.run(["make"]), CompletedProcess[bytes])
+    assert_type(js.run("make", shell=True, cwd="x", check=True), CompletedProcess[bytes])
+    assert_type(js.run([Path("make"), b"all"], input=b"", timeout=1), CompletedProcess[bytes])
+    assert_type(js.run(["make"], text=True, input="y"), CompletedProcess[str])
+    assert_type(js.run(["make"], encoding="utf-8"), CompletedProcess[str])
+    assert_type(js.run(["make"], errors="replace", style="pipe"), CompletedProcess[str])
+    js.run(["make"], input="y")  # type: ignore[call-overload]
+    js.run(["make"], text=True, input=b"y")  # type: ignore[call-overload]
+    js.run(["make"], style="named")  # type: ignore[call-overload]
+    js.run(["make"], cores=2)  # type: ignore[call-overload]
+    js.run()  # type: ignore[call-overload]
+
+
+def share(js: Jobserver) -> None:
+    with js.share() as shared:
+        assert_type(shared.env, dict[str, str])
+        assert_type(shared.pass_fds, tuple[int, ...])
+    with js.share("fifo"):
+        pass
+    js.share("named")  # type: ignore[arg-type]
