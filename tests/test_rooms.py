@@ -31,6 +31,7 @@ ROOMS = (
     "parcels",
     "cpus",
     "settings",
+    "chunks",
     "lifecycle",
     "kernel",
     "slots",
@@ -48,6 +49,7 @@ ROOMS = (
     "mapping",
     "server",
     "awaiting",
+    "series",
     "dispatch",
     "executor",
 )
