@@ -52,7 +52,8 @@ def _calls(argses: object, kwargses: object) -> Iterator[Call]:
         return (((), _kwargs(index, value)) for index, value in enumerate(kwargs_only))
     if kwargses is None:
         args_only = cast("Iterable[object]", argses)
-        return ((_args(index, value), {}) for index, value in enumerate(args_only))
+        none: dict[str, object] = {}
+        return ((_args(index, value), none) for index, value in enumerate(args_only))
     return _pairs(cast("Iterable[object]", argses), cast("Iterable[object]", kwargses))
 
 
@@ -71,6 +72,8 @@ def _unequal(argses: int, kwargses: int) -> ValueError:
 
 
 def _args(index: int, value: object) -> tuple[object, ...]:
+    if type(value) is tuple:  # an abstract class takes its time to say so
+        return cast("tuple[object, ...]", value)
     if not _is_sequence(value):
         raise TypeError(
             f"argses[{index}] must be an iterable of positional arguments, not {value!r} "
@@ -139,10 +142,12 @@ class Results(Iterator[T], Generic[T]):
         self._settings = settings
         self._fn = fn
         self._calls = calls
+        self._clock = resources.engine.clock
         self._deadline = resources.engine.deadline(timeout)
         self._chunksize = chunksize
         self._growth = Growth(resources.engine.slots.count)  # for "auto" only
-        self._look_at = 0.0  # what can be submitted need not be submitted before
+        self._unmeasured: deque[_Chunk] = deque()
+        self._look_at = 0.0  # there is no need to see before what can be submitted
         self._buffersize = buffersize
         self._next: list[Call] = []  # read, but not submitted
         self._broken: Optional[Exception] = None  # what reading the inputs raised after `_next`
@@ -159,9 +164,14 @@ class Results(Iterator[T], Generic[T]):
             raise RuntimeError(
                 f"this iterator belongs to process {self._pid}, of which this process is a fork"
             )
+        if self._chunksize == "auto" and self._outstanding:
+            # Small calls are many: what else there is to do is not looked for at each of them.
+            head = self._outstanding[0]
+            if head.size > 1 and head.endings is not None and self._clock() < self._look_at:
+                head.size -= 1
+                return cast("T", head.endings.take())  # `_fn` returns T
         while True:
-            if not self._has_time():
-                self._submit_what_can_be()
+            self._submit_what_can_be()
             if self._outstanding:
                 if self._outstanding[0].ready():
                     try:
@@ -187,8 +197,7 @@ class Results(Iterator[T], Generic[T]):
             if self._chunksize == 1:
                 return cast("T", load(head.source))  # `_fn` returns T
             if head.endings is None:
-                together, apart, timing = cast("wire.Chunk", load(head.source))  # of `run_chunk`
-                self._growth.note(*timing)
+                together, apart, _ = cast("wire.Chunk", load(head.source))  # of `run_chunk`
                 head.endings = wire.Endings(together, apart)
             return cast("T", head.endings.take())  # `_fn` returns T
         finally:
@@ -216,8 +225,18 @@ class Results(Iterator[T], Generic[T]):
         """How many calls the next chunk is to have."""
         if isinstance(self._chunksize, int):
             return self._chunksize
+        while self._unmeasured and self._unmeasured[0].ready():
+            self._measure(self._unmeasured.popleft())
         unread = operator.length_hint(self._calls, -1)  # of a list's iterator only it is known
         return self._growth.size(None if unread < 0 else len(self._next) + unread)
+
+    def _measure(self, chunk: _Chunk) -> None:
+        try:
+            assert isinstance(chunk.source, Run), "only what was launched is measured"
+            _, _, timing = cast("wire.Chunk", load(chunk.source))  # of `run_chunk`
+        except Exception:
+            return  # which is told when its turn comes
+        self._growth.note(*timing)
 
     def _work(self, launched: Optional[float] = None) -> Work:
         if self._chunksize == 1:
@@ -231,14 +250,11 @@ class Results(Iterator[T], Generic[T]):
         """As `_work`, to be launched now."""
         return self._work(time.monotonic())
 
-    def _has_time(self) -> bool:
-        """Whether small calls, which are many, have results at hand and need not look for more."""
-        if self._chunksize != "auto" or not self._outstanding or not self._outstanding[0].endings:
-            return False
-        return self._resources.engine.clock() < self._look_at
-
     def _submitted(self, source: Union[Run, Exception]) -> None:
-        self._outstanding.append(_Chunk(len(self._next), source))
+        chunk = _Chunk(len(self._next), source)
+        self._outstanding.append(chunk)
+        if self._chunksize == "auto" and isinstance(source, Run):
+            self._unmeasured.append(chunk)
         self._next = []
 
     def _wants_more(self) -> bool:
@@ -253,7 +269,7 @@ class Results(Iterator[T], Generic[T]):
     def _submit_what_can_be(self) -> None:
         """Submit as much as buffer, gate and slots allow without waiting."""
         resources = self._resources
-        self._look_at = resources.engine.clock() + _LOOK
+        self._look_at = self._clock() + _LOOK
         try:
             resources.engine.advance()
             while self._wants_more() and resources.engine.clock() >= self._pause:
