@@ -1,6 +1,7 @@
 """The environments that the contestants run in: made once, kept in `.benchmarks/` of the checkout.
 
-Two packages are called jobserver, so each has an environment of its own.
+Each contestant that has to be installed has one of its own: two packages are called jobserver, and
+one that cannot be installed is missing from the table, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,10 +16,18 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 CACHE = CHECKOUT / ".benchmarks"
 
 REQUIREMENTS = {
-    # This checkout, linked in where pip would have put it, and the other peers.
-    "ours": ["attrs", "loky", "pebble"],
-    "namesake": ["jobserver==3.0.1"],
+    # This checkout, linked in where pip would have put it, and the standard library's pools.
+    "ours": ["attrs", "numpy"],
+    "namesake": ["jobserver==3.0.1", "numpy"],
+    "loky": ["loky", "numpy"],
+    "mpire": ["mpire", "numpy"],
+    "pebble": ["pebble", "numpy"],
+    "picture": ["matplotlib"],
 }
+
+
+class MissingError(Exception):
+    """The environment cannot be made; the message says why."""
 
 
 @functools.cache
@@ -42,6 +51,17 @@ def python(name: str) -> Path:
     return interpreter
 
 
+@functools.cache
+def why_missing(name: str) -> str | None:
+    """Make the environment, if it is not there: why that cannot be, or None."""
+    try:
+        python(name)
+    except (MissingError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return str(error)
+    return None
+
+
 def variables() -> dict[str, str]:
     """The variables of this process, less those that would make one environment unlike another.
 
@@ -52,12 +72,17 @@ def variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in hidden}
 
 
-def contents(name: str) -> str:
-    """What pip has put into an environment."""
+def contents(name: str) -> list[str]:
+    """What pip has put into an environment: names and versions."""
+    if why_missing(name) is not None:
+        return []
     frozen = _run(str(python(name)), "-m", "pip", "--disable-pip-version-check", "freeze")
-    return ", ".join(line.replace("==", " ") for line in frozen.splitlines())
+    return [line.replace("==", " ") for line in frozen.splitlines()]
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, env=variables(), stdout=subprocess.PIPE, check=True, text=True)
+    done = subprocess.run(command, env=variables(), capture_output=True, check=False, text=True)
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise MissingError(f"{' '.join(command[1:])}: {last}")
     return done.stdout

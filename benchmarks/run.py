@@ -6,40 +6,108 @@ import argparse
 import datetime as dt
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import environments
-from rows import ROWS, Options, Row
+from rows import METHODS, ROWS, Options
+from table import Row, Table, as_markdown, as_text
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results.json"
+PICTURE = HERE / "results.png"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20, help="interleaved rounds (20)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of the waits (10)")
     parser.add_argument(
         "--only", action="append", choices=list(ROWS), help="only this row (repeatable)"
     )
+    parser.add_argument(
+        "--method", action="append", choices=METHODS, help="only this start method (repeatable)"
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (9)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the waits (10)")
     parser.add_argument("--quick", action="store_true", help="three rounds, small numbers")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, as JSON")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="write results.json and results.png here, and the README's part between the markers",
+    )
+    parser.add_argument(
+        "--draw", action="store_true", help="measure nothing; draw from results.json once more"
+    )
     arguments = parser.parse_args()
-    options = Options(arguments.rounds, arguments.seconds, quick=False)
+    if arguments.draw:
+        _draw(Table.load(RESULTS))
+        return
+    methods = tuple(arguments.method or METHODS)
+    options = Options(arguments.rounds, arguments.seconds, methods=methods)
     if arguments.quick:
-        options = Options(rounds=3, seconds=1.0, quick=True)
-    heading = _heading(options)
-    rows = [ROWS[name](options) for name in arguments.only or ROWS]
-    print("\n".join(heading + _table(rows)))
+        options = Options(3, 1.0, quick=True, methods=methods)
+    table = Table(_machine(options), [])
+    for name in arguments.only or ROWS:
+        row = _measured(name, options)
+        if row is not None:
+            table.rows.append(row)
+    print(as_text(table))
+    if arguments.json is not None:
+        table.save(arguments.json)
+    if arguments.keep:
+        table.save(RESULTS)
+        _draw(table)
 
 
-def _heading(options: Options) -> list[str]:
+def _measured(name: str, options: Options) -> Row | None:
+    """A row; None if it could not be measured, which costs no other."""
+    try:
+        return ROWS[name](options)
+    except Exception as error:
+        print(f"{name}: {error!r}", file=sys.stderr)
+        return None
+
+
+def _draw(table: Table) -> None:
+    """The picture, and the README's part."""
+    if environments.why_missing("picture") is None:
+        python = environments.python("picture")
+        command = [str(python), str(HERE / "picture.py"), str(RESULTS), str(PICTURE)]
+        subprocess.run(command, env=environments.variables(), check=True)
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    part = as_markdown(table, PICTURE.relative_to(README.parent).as_posix())
+    README.write_text(f"{before}{BEGIN}\n{part}\n{END}{after}", encoding="utf-8")
+
+
+def _machine(options: Options) -> dict[str, str]:
     """When and on what: no figure means anything without it."""
     now = dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    load = f"load {os.getloadavg()[0]:.2f} at the start"
-    interpreter = f"{platform.python_implementation()} {platform.python_version()}"
-    return [
-        ", ".join([now, _processor(), f"{os.cpu_count()} processors", load]),
-        ", ".join([interpreter, f"{platform.system()} {platform.release()}"]),
-        f"{options.rounds} rounds",
-        *(f"{name}: {environments.contents(name)}" for name in environments.REQUIREMENTS),
-    ]
+    names = {
+        name.partition("=")[0]
+        for packages in environments.REQUIREMENTS.values()
+        for name in packages
+    }
+    peers = {
+        package
+        for environment in environments.REQUIREMENTS
+        if environment != "picture"
+        for package in environments.contents(environment)
+        if package.split()[0].lower() in names
+    }
+    return {
+        "date": now,
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "Python": f"{platform.python_implementation()} {platform.python_version()}",
+        "peers": ", ".join(sorted(peers)),
+        "rounds": str(options.rounds),
+        "load at the start": f"{os.getloadavg()[0]:.2f}",
+    }
 
 
 def _processor() -> str:
@@ -50,18 +118,6 @@ def _processor() -> str:
     except FileNotFoundError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _table(rows: list[Row]) -> list[str]:
-    label_width = max(len(label) for row in rows for label in row.lines) + 2
-    width = max(len(cell) for row in rows for cells in row.lines.values() for cell in cells) + 2
-    text: list[str] = []
-    for row in rows:
-        text += ["", f"{row.title} ({row.promise})"]
-        for label, cells in {"": row.columns, **row.lines}.items():
-            line = f"  {label:{label_width}}" + "".join(f"{cell:{width}}" for cell in cells)
-            text.append(line.rstrip())
-    return text
 
 
 if __name__ == "__main__":

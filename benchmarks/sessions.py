@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,23 +21,38 @@ Samples = dict[str, list[float]]
 K = TypeVar("K")
 
 PLAY = Path(__file__).with_name("contestants") / "play.py"
-PATIENCE = 300.0  # seconds for one round; the longest takes a tenth of it
+PATIENCE = 120.0  # seconds for one round; the longest takes a fifth of it
 
 
 class NoAnswerError(Exception):
     """The contestant has ended, having said why on the standard error, or stands still."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A contestant that is still to be started: where it runs, and what is measured of it."""
+
+    environment: str
+    measure: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+
 class Session:
     """A contestant's process, from its first round to its last."""
 
-    def __init__(self, environment: str, measure: str, **arguments: object) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._process = subprocess.Popen(
-            [str(environments.python(environment)), str(PLAY), measure, json.dumps(arguments)],
+            [
+                str(environments.python(plan.environment)),
+                str(PLAY),
+                plan.measure,
+                json.dumps(plan.arguments),
+            ],
             env=environments.variables(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # so that its workers end with it
         )
 
     def ask(self) -> None:
@@ -53,33 +71,39 @@ class Session:
         samples: Samples = json.loads(line)
         return samples
 
-    def close(self) -> None:
+    def close(self, *, patience: float = 30) -> None:
         """End the process, by force when it does not end at once."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
-            self._process.wait(30)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._process.stdout.close()
 
 
 def play(
-    title: str, sessions: Mapping[K, Session], rounds: int, together: bool = False
+    title: str, plans: Mapping[K, Plan], rounds: int, *, together: bool = False
 ) -> dict[K, list[Samples]]:
-    """Interleave the rounds of all sessions, then close them; one that fails is left out.
+    """Interleave the rounds of all contestants, and end them; one that fails is left out.
 
     They take turns, a different one first each time, so that a drift of the machine hits all of
     them alike; or, when they do nothing but wait, all run a round `together`.
     """
-    played: dict[K, list[Samples]] = {key: [] for key in sessions}
+    sessions: dict[K, Session] = {}
+    played: dict[K, list[Samples]] = {}
     try:
+        for key, plan in plans.items():
+            if environments.why_missing(plan.environment) is None:
+                sessions[key] = Session(plan)
+                played[key] = []
         for number in range(rounds):
             print(f"{title}: round {number + 1} of {rounds}", file=sys.stderr)
-            keys = list(played)
+            keys = list(sessions)
             if together:
                 for key in keys:
                     sessions[key].ask()
@@ -89,8 +113,9 @@ def play(
                     sessions[key].ask()
                 try:
                     played[key].append(sessions[key].answer())
-                except NoAnswerError:
+                except (NoAnswerError, ValueError):
                     print(f"{title}: no answer from {key}", file=sys.stderr)
+                    sessions.pop(key).close(patience=0)
                     del played[key]
     finally:
         for session in sessions.values():

@@ -32,6 +32,7 @@ from .future import outcome_of
 from .protocols import Slot, Work
 from .resources import Resources
 from .run import Group, Run
+from .series import Series
 from .settings import Settings
 
 logger: logging.Logger = logging.getLogger("jobserver")
@@ -57,7 +58,7 @@ class Dispatch(Group):
         super().__init__()
         self.resources = resources
         # Work that waits for a slot, oldest first.
-        self.pending: OrderedDict[AwaitedFuture[object], Work] = OrderedDict()
+        self.pending: OrderedDict[AwaitedFuture[object], Union[Work, Series]] = OrderedDict()
         self.closing: bool = False
         self.broken: Optional[BaseException] = None  # why no more work can be run
         self.pid: int = os.getpid()
@@ -79,7 +80,7 @@ class Dispatch(Group):
         self._admitted = False  # by the gate: the next that is launched
         resources.engine.retain()
 
-    def submit(self, work: Work) -> AwaitedFuture[object]:
+    def submit(self, work: Union[Work, Series]) -> AwaitedFuture[object]:
         """Queue work. RuntimeError after `close`, BrokenProcessPool when broken."""
         if self.pid != os.getpid():
             raise RuntimeError(
@@ -89,7 +90,7 @@ class Dispatch(Group):
             self._check_usable()
             if self._thread is None:
                 self._start()
-        future: AwaitedFuture[object] = AwaitedFuture(self)
+        future = work.follow(self) if isinstance(work, Series) else AwaitedFuture[object](self)
         with self.resources.engine.lock:
             self._check_usable()
             self.pending[future] = work
@@ -267,7 +268,7 @@ class Dispatch(Group):
                 if not (self.pending and (self._held or self._ready(False)) and self._held):
                     break
                 asks = self._settings.sleep is not None and not self._admitted
-                oldest = None if asks else self.pending.popitem(last=False)
+                oldest = None if asks else self._take_oldest()
             if oldest is None:
                 # As `Resources.submit` has it: asked when there is a slot, not holding it.
                 self.resources.put_back(self._held)
@@ -279,6 +280,18 @@ class Dispatch(Group):
         error, self._short = self._short, None
         if error is not None:
             self._fail_oldest(error)
+
+    def _take_oldest(self) -> tuple[AwaitedFuture[object], Work]:
+        """The oldest pending work; what is left of a series takes its place. Under the lock."""
+        future, work = self.pending.popitem(last=False)
+        if not isinstance(work, Series):
+            return future, work
+        chunk = work.cut()
+        if work.goes_on():
+            follower = work.follow(self)
+            self.pending[follower] = work
+            self.pending.move_to_end(follower, last=False)
+        return future, chunk
 
     def _ask(self) -> None:
         """Ask the gate; its exception is that of the work for which it was asked."""

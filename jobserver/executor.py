@@ -7,15 +7,18 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Callable, Optional, TypeVar, Union, cast
 
 import attrs
 
 from . import wire
+from .awaiting import AwaitedFuture
+from .chunks import Chunksize, Growth, check_chunksize
 from .cpus import usable_cpus
 from .dispatch import Dispatch
+from .series import Series
 from .server import Jobserver, share
 from .settings import Reuse
 from .worker import Initialize, run_chunk
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 
 T = TypeVar("T")
+
+# The futures of a map, and what submits one more.
+Submitted = tuple["deque[AwaitedFuture[object]]", "Iterator[AwaitedFuture[object]]"]
 
 
 class JobserverExecutor(concurrent.futures.Executor):
@@ -98,24 +104,30 @@ class JobserverExecutor(concurrent.futures.Executor):
         fn: Callable[..., T],
         *iterables: Iterable[object],
         timeout: Optional[float] = None,
-        chunksize: int = 1,
+        chunksize: Chunksize = 1,
         buffersize: Optional[int] = None,
     ) -> Iterator[T]:
         """The results of `fn` over the iterables, in order, as `Executor.map` has it.
 
-        `chunksize` calls go into one submission. `timeout`, in seconds, counts from now; past it
-        the iterator raises TimeoutError. The inputs are collected and submitted now, unless
-        `buffersize` bounds the submissions whose results have not been yielded.
+        `chunksize` calls go into one submission, "auto" for as many as take a few milliseconds; see
+        `Jobserver.map`. `timeout`, in seconds, counts from now; past it the iterator raises
+        TimeoutError. The inputs are collected and submitted now, unless `buffersize` bounds the
+        submissions whose results have not been yielded.
         """
-        if chunksize < 1:
+        if isinstance(chunksize, str):
+            chunksize = check_chunksize(chunksize)
+        elif chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         _check_buffersize(buffersize)
         deadline = None if timeout is None else time.monotonic() + timeout
-        groups = _groups(zip(*iterables), chunksize)
-        submitted = (self._submit_group(fn, group, chunksize) for group in groups)
-        futures = deque(itertools.islice(submitted, buffersize))
+        futures, submitted = (
+            self._submit_growing(fn, iterables, buffersize)
+            if chunksize == "auto"
+            else self._submit_groups(fn, iterables, chunksize, buffersize)
+        )
         # The results are those of `fn`.
-        return cast("Iterator[T]", _results(futures, submitted, chunksize, deadline))
+        results = _results(futures, submitted, chunksize != 1, deadline)
+        return cast("Iterator[T]", itertools.chain.from_iterable(results))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept nothing more; with `wait`, return when everything has finished.
@@ -126,14 +138,48 @@ class JobserverExecutor(concurrent.futures.Executor):
         if wait:
             self._dispatch.join()
 
+    def _submit_groups(
+        self,
+        fn: Callable[..., object],
+        iterables: tuple[Iterable[object], ...],
+        chunksize: int,
+        buffersize: Optional[int],
+    ) -> Submitted:
+        calls = zip(*iterables)
+        submitted = (
+            self._submit_group(fn, group, chunksize)
+            for group in iter(lambda: list(itertools.islice(calls, chunksize)), [])
+        )
+        return deque(itertools.islice(submitted, buffersize)), submitted
+
     def _submit_group(
-        self, fn: Callable[..., T], group: list[tuple[object, ...]], chunksize: int
-    ) -> concurrent.futures.Future[object]:
+        self, fn: Callable[..., object], group: list[tuple[object, ...]], chunksize: int
+    ) -> AwaitedFuture[object]:
         if chunksize == 1:
             return self._dispatch.submit((fn, group[0], {}))
-        no_kwargs: dict[str, object] = {}
-        calls = [(args, no_kwargs) for args in group]
-        return self._dispatch.submit((run_chunk, (fn, calls), {}))
+        return self._dispatch.submit((run_chunk, (fn, list(zip(*group)), None), {}))
+
+    def _submit_growing(
+        self,
+        fn: Callable[..., object],
+        iterables: tuple[Iterable[object], ...],
+        buffersize: Optional[int],
+    ) -> Submitted:
+        growth = Growth(self._max_workers)
+        if buffersize is None:
+            # A tuple for each call takes longer than many a call.
+            columns: list[Sequence[object]]
+            columns = [list(iterables[0])] if len(iterables) == 1 else [*zip(*zip(*iterables))]
+            series = Series(fn, columns, growth.size, growth.note)
+            if series.goes_on():
+                self._dispatch.submit(series)
+            return series.futures, iter(())
+        calls = zip(*iterables)
+        submitted = (
+            self._dispatch.submit(Series(fn, list(zip(*group)), _whole, growth.note))
+            for group in iter(lambda: list(itertools.islice(calls, growth.size(None))), [])
+        )
+        return deque(itertools.islice(submitted, buffersize)), submitted
 
     def __repr__(self) -> str:
         dispatch = self._dispatch
@@ -187,32 +233,35 @@ def _check_buffersize(buffersize: object) -> None:
         raise ValueError("buffersize must be None or > 0")
 
 
-def _groups(
-    calls: Iterator[tuple[object, ...]], chunksize: int
-) -> Iterator[list[tuple[object, ...]]]:
-    while group := list(itertools.islice(calls, chunksize)):
-        yield group
+def _whole(left: int) -> int:
+    """The size of a chunk that is all there is."""
+    return left
 
 
 def _results(
-    futures: deque[concurrent.futures.Future[object]],
-    submitted: Iterator[concurrent.futures.Future[object]],
-    chunksize: int,
+    futures: deque[AwaitedFuture[object]],
+    submitted: Iterator[AwaitedFuture[object]],
+    chunked: bool,
     deadline: Optional[float],
-) -> Iterator[object]:
+) -> Iterator[Iterator[object]]:
+    """The results, as many at once as have come together; no value is kept once it is taken."""
     try:
         while futures:
             remaining = None if deadline is None else deadline - time.monotonic()
-            # Nothing here keeps a value once it is yielded.
             results = [futures[0].result(remaining)]
             futures.popleft()
             futures.extend(itertools.islice(submitted, 1))
-            if chunksize > 1:
-                endings = deque(cast("list[wire.Ending]", results.pop()))  # of `run_chunk`
+            if chunked:
+                together, apart, _ = cast("wire.Chunk", results.pop())  # of `run_chunk`
+                endings = wire.Endings(together, apart)
                 while endings:
-                    yield wire.load_ending(endings.popleft())
+                    yield endings.take_together()
+                    if endings:
+                        results.append(endings.take())
+                        yield map(results.pop, (-1,))
             else:
-                yield results.pop()
+                yield map(results.pop, (-1,))
     finally:
-        for future in futures:
-            future.cancel()
+        # The last first: when one that runs is met, what is to follow it in its series is here.
+        while futures:
+            futures.pop().cancel()

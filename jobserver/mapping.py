@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Callable, Generic, Optional, TypeVar, Union, cast
+from typing import Callable, Final, Generic, Optional, TypeVar, Union, cast
 
 from . import wire
+from .chunks import Chunksize, Growth
+from .cpus import usable_cpus
 from .errors import Blocked, CallbackRaised
 from .future import load
 from .lifecycle import State
@@ -16,9 +21,12 @@ from .protocols import Slot, Work
 from .resources import Resources
 from .run import Run
 from .settings import Settings
-from .worker import run_chunk
+from .worker import call_with, run_chunk
 
 T = TypeVar("T")
+
+# While the results of a chunk are taken, how often to look whether more can be submitted.
+_LOOK: Final = 0.001  # seconds
 
 Call = tuple[tuple[object, ...], dict[str, object]]
 
@@ -45,7 +53,8 @@ def _calls(argses: object, kwargses: object) -> Iterator[Call]:
         return (((), _kwargs(index, value)) for index, value in enumerate(kwargs_only))
     if kwargses is None:
         args_only = cast("Iterable[object]", argses)
-        return ((_args(index, value), {}) for index, value in enumerate(args_only))
+        none: dict[str, object] = {}
+        return ((_args(index, value), none) for index, value in enumerate(args_only))
     return _pairs(cast("Iterable[object]", argses), cast("Iterable[object]", kwargses))
 
 
@@ -64,6 +73,8 @@ def _unequal(argses: int, kwargses: int) -> ValueError:
 
 
 def _args(index: int, value: object) -> tuple[object, ...]:
+    if type(value) is tuple:  # an abstract class takes its time to say so
+        return cast("tuple[object, ...]", value)
     if not _is_sequence(value):
         raise TypeError(
             f"argses[{index}] must be an iterable of positional arguments, not {value!r} "
@@ -107,7 +118,7 @@ class _Chunk:
     def __init__(self, size: int, source: Union[Run, Exception]) -> None:
         self.size = size  # calls whose endings have not been taken
         self.source = source
-        self.endings: Optional[deque[wire.Ending]] = None
+        self.endings: Optional[wire.Endings] = None
 
     def ready(self) -> bool:
         return not isinstance(self.source, Run) or self.source.state is State.DONE
@@ -124,7 +135,7 @@ class Results(Iterator[T], Generic[T]):
         calls: Iterator[Call],
         *,
         timeout: Optional[float],
-        chunksize: int,
+        chunksize: Chunksize,
         buffersize: Optional[int],
     ) -> None:
         self._pid = os.getpid()
@@ -132,8 +143,12 @@ class Results(Iterator[T], Generic[T]):
         self._settings = settings
         self._fn = fn
         self._calls = calls
+        self._clock = resources.engine.clock
         self._deadline = resources.engine.deadline(timeout)
         self._chunksize = chunksize
+        self._growth = Growth(resources.engine.slots.count or usable_cpus())  # for "auto" only
+        self._unmeasured: deque[_Chunk] = deque()
+        self._look_at = 0.0  # there is no need to see before what can be submitted
         self._buffersize = buffersize
         self._next: list[Call] = []  # read, but not submitted
         self._broken: Optional[Exception] = None  # what reading the inputs raised after `_next`
@@ -150,6 +165,12 @@ class Results(Iterator[T], Generic[T]):
             raise RuntimeError(
                 f"this iterator belongs to process {self._pid}, of which this process is a fork"
             )
+        if self._chunksize == "auto" and self._outstanding:
+            # Small calls are many: what else there is to do is not looked for at each of them.
+            head = self._outstanding[0]
+            if head.size > 1 and head.endings is not None and self._clock() < self._look_at:
+                head.size -= 1
+                return cast("T", head.endings.take())  # `_fn` returns T
         while True:
             self._submit_what_can_be()
             if self._outstanding:
@@ -177,8 +198,9 @@ class Results(Iterator[T], Generic[T]):
             if self._chunksize == 1:
                 return cast("T", load(head.source))  # `_fn` returns T
             if head.endings is None:
-                head.endings = deque(cast("list[wire.Ending]", load(head.source)))  # of `run_chunk`
-            return cast("T", wire.load_ending(head.endings.popleft()))  # `_fn` returns T
+                together, apart, _ = cast("wire.Chunk", load(head.source))  # of `run_chunk`
+                head.endings = wire.Endings(together, apart)
+            return cast("T", head.endings.take())  # `_fn` returns T
         finally:
             del self, head  # as in `__next__`
 
@@ -187,9 +209,10 @@ class Results(Iterator[T], Generic[T]):
 
         What reading an input raises takes the place of that input's result, and is the last.
         """
-        if not self._next and self._broken is None:
+        if self._broken is None:
+            further = max(0, self._size() - len(self._next))
             try:
-                for call in itertools.islice(self._calls, self._chunksize):
+                for call in itertools.islice(self._calls, further):
                     self._next.append(call)
             except Exception as error:
                 self._broken = error
@@ -199,14 +222,40 @@ class Results(Iterator[T], Generic[T]):
             self._calls = iter(())
         return bool(self._next)
 
-    def _work(self) -> Work:
+    def _size(self) -> int:
+        """How many calls the next chunk is to have."""
+        if isinstance(self._chunksize, int):
+            return self._chunksize
+        while self._unmeasured and self._unmeasured[0].ready():
+            self._measure(self._unmeasured.popleft())
+        unread = operator.length_hint(self._calls, -1)  # of a list's iterator only it is known
+        return self._growth.size(None if unread < 0 else len(self._next) + unread)
+
+    def _measure(self, chunk: _Chunk) -> None:
+        try:
+            assert isinstance(chunk.source, Run), "only what was launched is measured"
+            _, _, timing = cast("wire.Chunk", load(chunk.source))  # of `run_chunk`
+        except Exception:
+            return  # which is told when its turn comes
+        self._growth.note(*timing)
+
+    def _work(self, launched: Optional[float] = None) -> Work:
         if self._chunksize == 1:
             args, kwargs = self._next[0]
             return self._fn, args, kwargs
-        return run_chunk, (self._fn, self._next), {}
+        argses, kwargses = zip(*self._next)
+        columns = (argses, kwargses) if any(kwargses) else (argses,)
+        return run_chunk, (functools.partial(call_with, self._fn), columns, launched), {}
+
+    def _work_now(self) -> Work:
+        """As `_work`, to be launched now."""
+        return self._work(time.monotonic())
 
     def _submitted(self, source: Union[Run, Exception]) -> None:
-        self._outstanding.append(_Chunk(len(self._next), source))
+        chunk = _Chunk(len(self._next), source)
+        self._outstanding.append(chunk)
+        if self._chunksize == "auto" and isinstance(source, Run):
+            self._unmeasured.append(chunk)
         self._next = []
 
     def _wants_more(self) -> bool:
@@ -221,11 +270,12 @@ class Results(Iterator[T], Generic[T]):
     def _submit_what_can_be(self) -> None:
         """Submit as much as buffer, gate and slots allow without waiting."""
         resources = self._resources
+        self._look_at = self._clock() + _LOOK
         try:
             resources.engine.advance()
             while self._wants_more() and resources.engine.clock() >= self._pause:
                 try:
-                    outcome = resources.attempt(self._settings, self._work(), self._held)
+                    outcome = resources.attempt(self._settings, self._work_now, self._held)
                 except Exception as error:
                     self._submitted(_without_frames(error))
                     continue

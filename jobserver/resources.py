@@ -227,10 +227,13 @@ class Resources:
                     self.engine.slots.withdraw(grants.pop())
             self.engine.release()
 
-    def attempt(self, settings: Settings, work: Work, held: list[Slot]) -> Union[Run, float, None]:
+    def attempt(
+        self, settings: Settings, make_work: Callable[[], Work], held: list[Slot]
+    ) -> Union[Run, float, None]:
         """As `submit`, without waiting and without callbacks; uses the slot in `held`, if any.
 
-        None when there is no slot; the seconds to wait when the gate does not admit.
+        The work is made just before it is launched. None when there is no slot; the seconds to
+        wait when the gate does not admit.
         """
         self.check_open()
         if not self._take(held):
@@ -243,7 +246,7 @@ class Resources:
             if not self._take(held):
                 return None
         with shielded():
-            return self.launch(self.crew, self.group, settings, work, held.pop())
+            return self.launch(self.crew, self.group, settings, make_work(), held.pop())
 
     def launch(
         self,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Callable, Final, Literal, Optional, TypeVar, U
 import attrs
 
 from . import settings as s
+from .chunks import Chunksize, check_chunksize
 from .cpus import usable_cpus
 from .future import Future
 from .make import NoJobserver, find_jobs
@@ -170,15 +171,20 @@ class Jobserver:
         kwargses: Optional[Iterable[Mapping[str, object]]] = None,
         *,
         timeout: Optional[float] = None,
-        chunksize: int = 1,
+        chunksize: Chunksize = 1,
         buffersize: Optional[int] = None,
     ) -> Iterator[T]:
         """The results of `fn(*args, **kwargs)` for each of `argses` and `kwargses`, in order.
 
         `argses` yields iterables of positional arguments, `kwargses` mappings of keyword
-        arguments; when both are given they have the same length. `chunksize` calls go into one
-        submission. The inputs are collected now, unless `buffersize` bounds how many submissions
-        are outstanding: then they are read as the results are.
+        arguments; when both are given they have the same length. The inputs are collected now,
+        unless `buffersize` bounds how many submissions are outstanding: then they are read as the
+        results are.
+
+        `chunksize` calls go into one submission; with "auto" it begins with single calls, and goes
+        on with as many at once as take a few milliseconds, or longer where it takes long to start a
+        worker, by what earlier ones took. What befalls a submission as a whole (its worker is
+        killed, its arguments cannot be pickled) befalls each of its calls.
 
         A call's exception is raised at its own position, and the iterator goes on after it.
         `timeout` counts from now; past it the iterator raises Blocked. Leaving the iterator early
@@ -186,7 +192,7 @@ class Jobserver:
         """
         _check_callable(fn)
         seconds = s.check_timeout(timeout)
-        chunk = s.check_positive("chunksize", chunksize)
+        chunk = check_chunksize(chunksize)
         buffer = None if buffersize is None else s.check_positive("buffersize", buffersize)
         self._resources.check_open()
         calls = calls_of(argses, kwargses, lazily=buffer is not None)

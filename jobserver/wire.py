@@ -13,20 +13,29 @@ else before it, with a byte through another one.
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import struct
 import sys
+from io import BytesIO
 from multiprocessing.reduction import ForkingPickler
 
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
-    from typing import Optional, Union
+    from typing import NoReturn, Optional, Union
 
     # Kind, text, body and what is beside it, when several packets are one value.
     Ending = tuple[int, bytes, bytes, Iterable[Union[pickle.PickleBuffer, memoryview]]]
+
+    # How many calls a chunk has, and how many seconds its launch, if known, and its work took.
+    Timing = tuple[int, Optional[float], float]
+
+    # How the calls of a chunk ended: the pickle of the list of values and, by their position, the
+    # endings that are not in there.
+    Chunk = tuple[bytes, dict[int, Ending], Timing]
 
 HEADER = struct.Struct("!BQQ")
 
@@ -181,6 +190,12 @@ class Packet:
         self.text: bytes = text.encode("utf-8", "backslashreplace")
         self.pickled: Pickled = pickled
 
+    def ending(self) -> Ending:
+        """As a part of another value."""
+        pickled = self.pickled
+        beside = [pickle.PickleBuffer(buffer) for buffer in pickled.buffers]
+        return self.kind, self.text, b"".join(pickled.stream), beside
+
     def send(self, fd: int, files: int = -1, *, last: bool = True) -> None:
         """Write the frame; wait for the reader as long as it takes.
 
@@ -233,6 +248,37 @@ def _write(fd: int, content: bytes) -> None:
         sent += os.write(fd, memoryview(content)[sent:])
 
 
+class Endings:
+    """How the calls of a chunk ended, one after another. Keeps none that was taken."""
+
+    __slots__ = ("_apart", "_values")
+
+    def __init__(self, together: bytes, apart: dict[int, Ending]) -> None:
+        # Both with the first one last, where it is taken from.
+        self._values: list[object] = pickle.loads(together)
+        self._values.reverse()
+        last = len(self._values) - 1
+        self._apart = sorted((last - position, ending) for position, ending in apart.items())
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def take(self) -> object:
+        """The value of the next call; raises if that is an exception."""
+        value = self._values.pop()
+        if not self._apart or self._apart[-1][0] != len(self._values):
+            return value
+        _, ending = self._apart.pop()
+        return load_ending(ending)
+
+    def take_together(self) -> Iterator[object]:
+        """The values of the next calls, as many as came together; without Python's own steps."""
+        count = len(self._values)
+        if self._apart:
+            count -= self._apart[-1][0] + 1
+        return map(self._values.pop, itertools.repeat(-1, count))
+
+
 def load_ending(ending: Ending) -> object:
     """The value in one of several endings that came in one frame; raises if it is an exception."""
     kind, text, body, buffers = ending
@@ -241,6 +287,30 @@ def load_ending(ending: Ending) -> object:
         assert isinstance(content, BaseException), "load has checked it"
         raise content
     return content
+
+
+def pack_values(values: list[object], apart: dict[int, Ending]) -> bytes:
+    """The values of several calls, but for those positions that have an ending `apart`.
+
+    What is not made of built-in types alone may not be picklable, or may not be rebuilt. So that
+    this costs no other value, each is then put `apart`.
+    """
+    buffer = BytesIO()
+    try:
+        _PlainPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(values)
+    except Exception:
+        for position, value in enumerate(values):
+            if position not in apart:
+                apart[position] = pack_value(value).ending()
+        return pickle.dumps([None] * len(values), pickle.HIGHEST_PROTOCOL)
+    return buffer.getvalue()
+
+
+class _PlainPickler(pickle.Pickler):
+    """Pickles what is made of built-in types alone."""
+
+    def reducer_override(self, value: object) -> NoReturn:
+        raise TypeError(f"of another type: {type(value)}")
 
 
 def pack_value(value: object) -> Packet:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 
 from . import wire
 
@@ -74,6 +75,9 @@ class Carried:
     def __call__(self) -> object:
         assert carried is not None, "only a forker that carries something is sent this"
         return carried()
+
+
+_NO_KWARGS: dict[str, object] = {}
 
 
 class InitializerFailed(Exception):
@@ -148,19 +152,38 @@ def load_call(stream: BinaryIO, beside: Sequence[int]) -> Call:
 
 
 def run_chunk(
-    fn: Callable[..., object], calls: Sequence[tuple[tuple[object, ...], Mapping[str, object]]]
-) -> list[wire.Ending]:
-    """Several calls as one piece of work; each one's ending is packed by itself."""
-    endings: list[wire.Ending] = []
-    for args, kwargs in calls:
+    fn: Callable[..., object], columns: Sequence[Sequence[object]], launched: Optional[float]
+) -> wire.Chunk:
+    """Several calls as one piece of work: `fn` over columns of equal length, as `map` has it.
+
+    `launched` is the time, by this machine's clock, at which the chunk was about to be launched.
+    """
+    begun = time.monotonic()
+    count = len(columns[0])
+    values: list[object] = []
+    apart: dict[int, wire.Ending] = {}
+    results = map(fn, *columns)
+    while len(values) < count:
         try:
-            packet = wire.pack_value(fn(*args, **kwargs))
+            values.extend(results)  # keeps what there was before an exception
         except Exception as error:
-            packet = wire.pack_error(error)
-        pickled = packet.pickled
-        beside = [pickle.PickleBuffer(buffer) for buffer in pickled.buffers]
-        endings.append((packet.kind, packet.text, b"".join(pickled.stream), beside))
-    return endings
+            apart[len(values)] = wire.pack_error(error).ending()
+        else:
+            if len(values) == count:
+                break
+            # `map` took it for its own end.
+            apart[len(values)] = wire.pack_error(StopIteration()).ending()
+        values.append(None)
+    together = wire.pack_values(values, apart)
+    launch = None if launched is None else max(0.0, begun - launched)
+    return together, apart, (count, launch, time.monotonic() - begun)
+
+
+def call_with(
+    fn: Callable[..., object], args: Iterable[object], kwargs: Mapping[str, object] = _NO_KWARGS
+) -> object:
+    """A call whose arguments are in two columns, or in one."""
+    return fn(*args, **kwargs)
 
 
 def _work(reply: int, env: Env, slot: Optional[Held], lock: int, load: Callable[[], Call]) -> None:

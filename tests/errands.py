@@ -402,3 +402,27 @@ class Nested:
 
     def submit_add(self, a: int, b: int) -> int:
         return submit_add(self.js, a, b)
+
+
+def result_of_kind(kind: str) -> object:
+    if kind == "plain":
+        return ["plain", {"of": (1, "kind")}]
+    if kind == "error":
+        raise LookupError("as told")
+    if kind == "object":
+        return Thing(1)
+    if kind == "lambda":
+        return lambda: kind
+    return Unfit()
+
+
+class Unfit:
+    """Cannot be rebuilt by whom it is sent to."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("no number",)
+
+
+def stop_iteration_if(wanted: bool) -> None:
+    if wanted:
+        raise StopIteration

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from jobserver import Jobserver
 from tests import executor_work as work
-from tests.executor_help import executor_for
+from tests.executor_help import executor_for, sharing_executor
 from tests.work import (
     PATIENCE,
     Gate,
@@ -146,8 +147,9 @@ def test_an_exception_in_a_chunk_surfaces(method: str) -> None:
         assert "Traceback" in str(caught.value.__cause__)
 
 
+@pytest.mark.parametrize("chunksize", [1, "auto"])
 @pytest.mark.parametrize("buffersize", [1, 2, 4, 9])
-def test_buffersize_bounds_what_is_read_ahead(method: str, buffersize: int) -> None:
+def test_buffersize_bounds_what_is_read_ahead(method: str, buffersize: int, chunksize: Any) -> None:
     taken: list[int] = []
 
     def inputs() -> Iterator[int]:
@@ -156,11 +158,12 @@ def test_buffersize_bounds_what_is_read_ahead(method: str, buffersize: int) -> N
             yield number
 
     with executor_for(method) as executor:
-        results = executor.map(identity, inputs(), buffersize=buffersize)
+        results = executor.map(identity, inputs(), chunksize=chunksize, buffersize=buffersize)
         assert len(taken) == buffersize
         for number in range(3):
             assert next(results) == number
-            assert len(taken) <= buffersize + number + 1
+            if chunksize == 1:
+                assert len(taken) <= buffersize + number + 1
         assert len(taken) >= 3
         # The iterable is endless: leaving early must be possible.
         del results
@@ -181,6 +184,86 @@ def test_buffersize_counts_chunks(method: str) -> None:
         assert next(numbers) == 6
         assert next(results) == 0
         del results
+
+
+MANY = 400  # calls, of which some chunk has several: most of those before take next to no time
+
+
+@pytest.mark.parametrize("buffersize", [None, 3])
+def test_chunks_that_grow_change_nothing_about_the_results(method: str, buffersize: Any) -> None:
+    with executor_for(method) as executor:
+        results = executor.map(
+            add, iter(range(MANY)), range(1000), chunksize="auto", buffersize=buffersize
+        )
+        assert list(results) == [2 * number for number in range(MANY)]
+        assert list(executor.map(identity, [], chunksize="auto", buffersize=buffersize)) == []
+        assert list(executor.map(add, chunksize="auto", buffersize=buffersize)) == []
+
+
+def test_chunks_grow(method: str) -> None:
+    with sharing_executor(Jobserver(method, 2)) as executor:  # with a fresh worker for each chunk
+        pids = list(executor.map(work.pid_for, range(MANY), chunksize="auto"))
+    assert len(set(pids)) < MANY
+    assert len([pid for pid, _ in itertools.groupby(pids)]) == len(set(pids))
+
+
+def test_all_chunks_that_grow_run_though_nobody_asks(method: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with executor_for(method, 1) as executor:
+        results = executor.map(work.append, [str(log)] * 60, ["x"] * 60, chunksize="auto")
+        later = executor.submit(work.append, str(log), "later")
+        executor.shutdown()
+        assert later.done()
+        assert log.read_text() == "x" * 60 + "later"
+        assert list(results) == [None] * 60
+
+
+def test_an_exception_in_a_chunk_that_grew_surfaces_at_its_position(method: str) -> None:
+    with executor_for(method) as executor:
+        divisors = [1] * (MANY - 30) + [0] + [1] * 29
+        results = executor.map(divmod, range(MANY), divisors, chunksize="auto")
+        for number in range(MANY - 30):
+            assert next(results) == (number, 0)
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+        with pytest.raises(StopIteration):
+            next(results)
+
+
+def test_cancelling_futures_at_shutdown_ends_chunks_that_grow(method: str, tmp_path: Path) -> None:
+    marks = [str(tmp_path / f"mark{number}") for number in range(4)]
+    with executor_for(method, 1) as executor, Gate(tmp_path) as gate:
+        results = executor.map(touch_and_pass_gate, marks, [gate.path] * 4, chunksize="auto")
+        await_file(marks[0])
+        executor.shutdown(wait=False, cancel_futures=True)
+        gate.open()
+        assert next(results) is None
+        with pytest.raises(concurrent.futures.CancelledError):
+            next(results)
+        executor.shutdown()
+    assert not Path(marks[1]).exists()
+
+
+def test_an_iterator_over_chunks_that_grow_cancels_what_is_pending(
+    method: str, tmp_path: Path
+) -> None:
+    marks = [str(tmp_path / f"mark{number}") for number in range(4)]
+    with executor_for(method, 1) as executor, Gate(tmp_path) as gate:
+        results = executor.map(
+            touch_and_pass_gate, marks, [gate.path] * 4, timeout=0.05, chunksize="auto"
+        )
+        await_file(marks[0])
+        with pytest.raises(concurrent.futures.TimeoutError):
+            next(results)
+        gate.open()
+    assert not Path(marks[1]).exists()
+
+
+@pytest.mark.parametrize("word", ["Auto", "", "1"])
+def test_a_chunksize_that_is_a_word_is_auto(word: Any) -> None:
+    with executor_for("fork", 1) as executor:
+        with pytest.raises(ValueError, match=rf'chunksize.*"auto", not \'{word}\''):
+            executor.map(identity, [1], chunksize=word)
 
 
 @pytest.mark.parametrize("chunksize", [0, -1])
@@ -214,9 +297,10 @@ def test_an_input_that_raises_raises_at_the_call(method: str) -> None:
             executor.map(identity, inputs())
 
 
-def test_the_iterator_keeps_nothing_that_it_has_yielded(method: str) -> None:
+@pytest.mark.parametrize("chunksize", [1, 3, "auto"])
+def test_the_iterator_keeps_nothing_that_it_has_yielded(method: str, chunksize: Any) -> None:
     with executor_for(method) as executor:
-        for each in executor.map(work.make, [work.Traveller] * 4):
+        for each in executor.map(work.make, [work.Traveller] * 4, chunksize=chunksize):
             reference = weakref.ref(each)
             del each
             gc.collect()

@@ -12,7 +12,7 @@ from collections import UserDict
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Optional
 
 import pytest
 
@@ -90,8 +90,8 @@ def test_map_gives_an_iterator(method: str) -> None:
 
 
 @pytest.mark.parametrize("buffersize", [None, 1, 5])
-@pytest.mark.parametrize("chunksize", [1, 2])
-def test_map_of_nothing(chunksize: int, buffersize: Any) -> None:
+@pytest.mark.parametrize("chunksize", [1, 2, "auto"])
+def test_map_of_nothing(chunksize: Any, buffersize: Any) -> None:
     js = Jobserver("fork", 1)
     sizes = {"chunksize": chunksize, "buffersize": buffersize}
     assert list(js.map(add, [], **sizes)) == []
@@ -101,9 +101,9 @@ def test_map_of_nothing(chunksize: int, buffersize: Any) -> None:
 
 
 @pytest.mark.parametrize("buffersize", [None, 1, 2, 100])
-@pytest.mark.parametrize("chunksize", [1, 3, 100])
+@pytest.mark.parametrize("chunksize", [1, 3, 100, "auto"])
 @pytest.mark.parametrize("slots", [1, 3])
-def test_map_with_every_chunk_and_buffer(slots: int, chunksize: int, buffersize: Any) -> None:
+def test_map_with_every_chunk_and_buffer(slots: int, chunksize: Any, buffersize: Any) -> None:
     js = Jobserver("fork", slots)
     for number in (1, 3, 7):
         argses = [(n, 1) for n in range(number)]
@@ -180,8 +180,8 @@ def test_map_takes_kwargses_of_any_mappings(method: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("chunksize", [1, 2])
-def test_map_takes_both(method: str, chunksize: int) -> None:
+@pytest.mark.parametrize("chunksize", [1, 2, "auto"])
+def test_map_takes_both(method: str, chunksize: Any) -> None:
     js = Jobserver(method, 2)
     results = js.map(echo, [(1,), (2,), (3,)], [{"a": 1}, {}, {"b": 2}], chunksize=chunksize)
     assert list(results) == [((1,), {"a": 1}), ((2,), {}), ((3,), {"b": 2})]
@@ -376,7 +376,7 @@ def test_map_refuses_sizes_below_one(name: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["chunksize", "buffersize"])
-@pytest.mark.parametrize("value", ["1", 1.5, (), object()])
+@pytest.mark.parametrize("value", [b"1", True, 1.5, (), object()])
 def test_map_refuses_sizes_of_another_type(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=name):
         Jobserver("fork", 1).map(identity, [(1,)], **{name: value})
@@ -500,12 +500,133 @@ def test_a_callback_that_fails_meanwhile_costs_the_map_nothing(
     assert [repr(cause) for cause in causes] == [repr(LookupError("from the callback"))]
 
 
+# Chunks that grow
+
+
+MANY = 400  # calls, of which some chunk has several: most of those before take next to no time
+
+
+@pytest.fixture(params=["fresh", "reused"])
+def workers(request: pytest.FixtureRequest) -> bool:
+    """Whether workers are reused."""
+    return bool(request.param == "reused")
+
+
+def for_many(method: str, reused: bool) -> Jobserver:
+    js = Jobserver(method, 2)
+    return js.replace_workers() if reused else js
+
+
+@pytest.mark.parametrize("buffersize", [None, 3])
+def test_chunks_grow_and_change_nothing_about_the_results(
+    method: str, workers: bool, buffersize: Any
+) -> None:
+    with for_many(method, workers) as js:
+        argses = [(number,) for number in range(MANY)]
+        asked: list[int] = []
+        gated = js.replace_sleep(lambda: asked.append(1))
+        results = gated.map(
+            identity, iter(argses), chunksize="auto", buffersize=buffersize, timeout=PATIENCE
+        )
+        assert list(results) == list(range(MANY))
+        assert len(asked) < MANY
+
+
+def test_many_calls_with_keywords(method: str) -> None:
+    with for_many(method, True) as js:
+        argses = [(number,) for number in range(MANY)]
+        kwargses: list[dict[str, object]] = [{"n": n} if n % 3 else {} for n in range(MANY)]
+        results = js.map(echo, argses, kwargses, chunksize="auto")
+        assert list(results) == [(args, kwargs) for args, kwargs in zip(argses, kwargses)]
+
+
+def test_an_exception_within_a_chunk_that_grew_surfaces_at_its_position(
+    method: str, workers: bool
+) -> None:
+    with for_many(method, workers) as js:
+        bad = MANY - 20
+        results = js.map(errands.fail_at, [(n, bad) for n in range(MANY)], chunksize="auto")
+        assert list(itertools.islice(results, bad)) == list(range(bad))
+        with pytest.raises(ValueError, match=f"at {bad}") as caught:
+            next(results)
+        assert "in fail_at" in str(caught.value.__cause__)
+        assert list(results) == list(range(bad + 1, MANY))
+
+
+@pytest.mark.parametrize("chunksize", [4, "auto"])
+def test_results_of_any_kind_travel_in_one_chunk(method: str, chunksize: Any) -> None:
+    """Those that are plain, that are not, and that cannot travel at all, each in its place."""
+    with for_many(method, True) as js:
+        kinds = ["plain", "error", "object", "lambda", "unfit"] * 40
+        results = js.map(errands.result_of_kind, [(kind,) for kind in kinds], chunksize=chunksize)
+        for kind in kinds:
+            if kind == "plain":
+                assert next(results) == ["plain", {"of": (1, "kind")}]
+            elif kind == "object":
+                assert isinstance(next(results), errands.Thing)
+            elif kind == "error":
+                with pytest.raises(LookupError, match="as told"):
+                    next(results)
+            elif kind == "lambda":
+                with pytest.raises(RuntimeError, match="not picklable"):
+                    next(results)
+            else:
+                with pytest.raises(RuntimeError, match="not reconstructable"):
+                    next(results)
+        assert next(results, None) is None
+
+
+@pytest.mark.parametrize("chunksize", [3, "auto"])
+def test_work_that_raises_what_ends_an_iterator(method: str, chunksize: Any) -> None:
+    """In the worker it ends nothing. Here it does what it always did, being raised by `next`."""
+    with for_many(method, True) as js:
+        stops = [number % 50 == 40 for number in range(100)]
+        results = js.map(
+            errands.stop_iteration_if, [(stop,) for stop in stops], chunksize=chunksize
+        )
+        assert [len(list(itertools.islice(results, 100))) for _ in range(3)] == [40, 49, 9]
+
+
+def test_a_chunk_that_grew_is_lost_with_its_worker(method: str) -> None:
+    with for_many(method, True) as js:
+        bad = MANY // 2
+        results = js.map(errands.die_at, [(n, bad) for n in range(MANY)], chunksize="auto")
+        got: list[Optional[int]] = []
+        for _ in range(MANY):
+            try:
+                got.append(next(results))
+            except LostResult:
+                got.append(None)
+        assert got[bad] is None
+        assert got == [None if value is None else number for number, value in enumerate(got)]
+        assert len(got) - got.count(None) >= bad // 2
+        assert next(results, None) is None
+
+
+def test_a_map_whose_chunks_grow_is_blocked_past_the_deadline(method: str, tmp_path: Path) -> None:
+    js = Jobserver(method, 1)
+    with Gate(tmp_path) as gate:
+        results = js.map(pass_gate, [(gate.path, 0)] * 9, timeout=0.3, chunksize="auto")
+        with pytest.raises(Blocked):
+            list(results)
+        gate.open()
+    check_eventually_free(js)
+
+
+@pytest.mark.parametrize("word", ["Auto", "", "1", "automatic"])
+def test_map_refuses_words_that_are_not_auto(word: Any) -> None:
+    counted = Counted(3)
+    with pytest.raises(ValueError, match=rf'chunksize.*"auto", not \'{word}\''):
+        Jobserver("fork", 1).map(identity, counted, chunksize=word)
+    assert counted.taken == 0
+
+
 # References
 
 
-@pytest.mark.parametrize("chunksize", [1, 2, 5])
+@pytest.mark.parametrize("chunksize", [1, 2, 5, "auto"])
 @pytest.mark.parametrize("buffersize", [None, 2])
-def test_map_keeps_no_reference_to_what_it_has_yielded(chunksize: int, buffersize: Any) -> None:
+def test_map_keeps_no_reference_to_what_it_has_yielded(chunksize: Any, buffersize: Any) -> None:
     js = Jobserver("fork", 2)
     argses = [(number,) for number in range(5)]
     results = js.map(errands.Thing, argses, chunksize=chunksize, buffersize=buffersize)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from jobserver import lifecycle
 
@@ -50,6 +53,16 @@ def test_the_programs_run(tmp_path: Path) -> None:
         promised = re.findall(r"print\(.*\)  # ([^,\n]+(?:\[.*\])?)", program)
         for text in promised:
             assert text in done.stdout
+
+
+def test_the_figures_are_those_of_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    table = importlib.import_module("table")
+    part = README.partition("<!-- benchmarks: begin -->\n")[2]
+    drawn, end, _ = part.partition("\n<!-- benchmarks: end -->")
+    assert end
+    kept = table.Table.load(ROOT / "benchmarks" / "results.json")
+    assert drawn == table.as_markdown(kept, "benchmarks/results.png")
 
 
 def test_what_it_links_to_exists() -> None:

@@ -7,27 +7,32 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from multiprocessing.context import ForkContext
-from typing import cast
+from typing import Any, cast
 
 from gate import Gate, allow_descriptors
-from latency import Call, Round, Samples
+from rounds import Round, Samples
 from work import hold, nothing
 
 
-@contextmanager
-def process(method: str) -> Generator[Call]:
-    # Every context has Process; the library's stubs know it of the named ones only.
-    context = cast("ForkContext", multiprocessing.get_context(method))
+class Bare:
+    """As much of a `rounds.Pool` as it can be."""
 
-    def call() -> None:
-        worker = context.Process(target=nothing)
+    def __init__(self, method: str) -> None:
+        # Every context has Process; the library's stubs know it of the named ones only.
+        self._context = cast("ForkContext", multiprocessing.get_context(method))
+
+    def call(self, fn: Callable[..., Any], *args: object) -> None:
+        worker = self._context.Process(target=fn, args=args)
         worker.start()
         worker.join()
 
-    yield call
+
+@contextmanager
+def process(method: str) -> Generator[Bare]:
+    yield Bare(method)
 
 
 @contextmanager

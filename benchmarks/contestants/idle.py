@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from latency import Round, Samples
+from rounds import Round, Samples
 from work import nothing, pause
 
 from jobserver import Blocked, Jobserver, JobserverExecutor

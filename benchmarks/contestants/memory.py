@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from latency import SLOTS, Round, Samples
+from rounds import SLOTS, Round, Samples
 from work import nothing
 
 from jobserver import Jobserver

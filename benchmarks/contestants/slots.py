@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Callable
 
-from latency import Round, Samples
+from rounds import Round, Samples
 
 from jobserver.protocols import Slot
 from jobserver.slots import SlotPool
@@ -29,12 +29,12 @@ def steps(held: int) -> Generator[Round]:
         pool.give_back(take())
 
     def one_round() -> Samples:
-        kept = [_microseconds(take_and_give_back, CALLS)]
+        kept = [_seconds(take_and_give_back, CALLS)]
         slots = [take() for _ in range(held)]
         samples = {
             "kept": kept,
-            "fresh": [_microseconds(take_and_give_back, CALLS)],
-            "audit": [_microseconds(pool.audit, 10)],
+            "fresh": [_seconds(take_and_give_back, CALLS)],
+            "audit": [_seconds(pool.audit, 10)],
         }
         for slot in slots:
             pool.give_back(slot)
@@ -44,8 +44,8 @@ def steps(held: int) -> Generator[Round]:
     pool.close()
 
 
-def _microseconds(step: Callable[[], object], calls: int) -> float:
+def _seconds(step: Callable[[], object], calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
         step()
-    return 1e6 * (time.perf_counter() - start) / calls
+    return (time.perf_counter() - start) / calls

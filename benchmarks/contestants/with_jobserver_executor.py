@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from latency import SLOTS, Call
-from work import nothing
+from futures import Futures
+from rounds import SLOTS
 
 from jobserver import Jobserver, JobserverExecutor
 
 
 @contextmanager
-def executor(method: str) -> Generator[Call]:
+def executor(method: str) -> Generator[Futures]:
     server = Jobserver(context=method, slots=SLOTS)
     with server, JobserverExecutor(server) as executor:
-        yield lambda: executor.submit(nothing).result()
+        yield Futures(executor)
+
+
+class GrowingChunks(Futures):
+    def __init__(self, executor: JobserverExecutor) -> None:
+        super().__init__(executor)
+        self._executor = executor
+
+    def map_tiny(self, fn: Callable[[Any], object], values: Sequence[object]) -> None:
+        list(self._executor.map(fn, values, chunksize="auto"))
+
+
+@contextmanager
+def executor_reused(method: str) -> Generator[Futures]:
+    with JobserverExecutor(SLOTS, method) as executor:
+        yield GrowingChunks(executor)

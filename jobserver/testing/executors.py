@@ -45,6 +45,7 @@ from hypothesis.stateful import (
 )
 
 from .. import errors
+from ..awaiting import AwaitedFuture
 from ..executor import JobserverExecutor
 from ..future import Future
 from ..server import Jobserver, share
@@ -106,7 +107,7 @@ class Observed(JobserverExecutor):
 
     def _submit_group(
         self, fn: Callable[..., Any], group: list[tuple[object, ...]], chunksize: int
-    ) -> concurrent.futures.Future[object]:
+    ) -> AwaitedFuture[object]:
         future = super()._submit_group(fn, group, chunksize)
         self.futures[cast("int", group[0][1])] = future
         return future

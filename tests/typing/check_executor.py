@@ -76,6 +76,7 @@ def map_(executor: JobserverExecutor) -> None:
     assert_type(next(executor.map(str, range(3), buffersize=2)), str)
     executor.map(3, [1])  # type: ignore[arg-type]
     executor.map(area, 3)  # type: ignore[arg-type]
+    assert_type(executor.map(area, [1], chunksize="auto", buffersize=2), Iterator[float])
     executor.map(area, [1], chunksize="1")  # type: ignore[arg-type]
 
 

@@ -104,7 +104,9 @@ def map_(js: Jobserver) -> None:
     assert_type(next(js.map(name_of, iter([(1,)]), buffersize=3)), str)
     js.map(area, [1])  # type: ignore[list-item]
     js.map(area, kwargses=[1])  # type: ignore[list-item]
+    assert_type(js.map(area, [(1,)], chunksize="auto", buffersize=2), Iterator[float])
     js.map(area, [], chunksize="1")  # type: ignore[arg-type]
+    js.map(area, [], chunksize=None)  # type: ignore[arg-type]
 
 
 def settings(js: Jobserver) -> None:

@@ -1,0 +1,3 @@
+# What the benchmarks use of matplotlib, which is installed in an environment of its own only.
+
+def use(backend: str) -> None: ...
