@@ -285,11 +285,14 @@ def _start(
         "env": shared.env,
         "pass_fds": (*options.get("pass_fds", ()), *shared.pass_fds),
     }
-    # A preexec_fn makes subprocess fork as Python does, whose children close what is private.
-    with shielded(), forks.handing_over(*shared.pass_fds):
-        # Which arguments there are depends on the version of Python.
-        popen = cast("Callable[..., subprocess.Popen[bytes]]", subprocess.Popen)
-        process = popen(args, **options)
+    # Which arguments there are depends on the version of Python.
+    popen = cast("Callable[..., subprocess.Popen[bytes]]", subprocess.Popen)
+    with shielded():
+        # No other thread forks a worker meanwhile: it would keep the command's ends of its pipes,
+        # and that by which subprocess learns that it has started. And a preexec_fn has subprocess
+        # fork as Python does, whose children close what is private.
+        with forks.opening, forks.handing_over(*shared.pass_fds):
+            process = popen(args, **options)
         try:
             if process.stdin is not None:
                 process.stdin.close()

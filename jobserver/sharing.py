@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, Literal, Optional
 
 import attrs
 
+from . import forks
 from .make import Descriptors, Fifo, with_auth
 from .resources import Resources
 from .settings import Settings
@@ -132,15 +133,20 @@ def _opens_fifos(make: Optional[str]) -> bool:
         return False
     env = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
     try:
-        shown = subprocess.run(
-            [make, "--version"],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_SECONDS,
-            check=False,
-        ).stdout
+        with forks.opening:  # no worker is forked that keeps the pipe, as in `commands`
+            asked = subprocess.Popen(
+                [make, "--version"],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        with asked:
+            try:
+                shown, _ = asked.communicate(timeout=_SECONDS)
+            except BaseException:
+                asked.kill()
+                raise
     except (OSError, subprocess.TimeoutExpired):
         shown = b""
     found = _VERSION.search(shown)
