@@ -147,7 +147,7 @@ class Results(Iterator[T], Generic[T]):
         self._deadline = resources.engine.deadline(timeout)
         self._chunksize = chunksize
         self._growth = Growth(resources.engine.slots.count or usable_cpus())  # for "auto" only
-        self._unmeasured: deque[_Chunk] = deque()
+        self._unmeasured: list[_Chunk] = []  # those that run, for the most part
         self._look_at = 0.0  # there is no need to see before what can be submitted
         self._buffersize = buffersize
         self._next: list[Call] = []  # read, but not submitted
@@ -226,8 +226,9 @@ class Results(Iterator[T], Generic[T]):
         """How many calls the next chunk is to have."""
         if isinstance(self._chunksize, int):
             return self._chunksize
-        while self._unmeasured and self._unmeasured[0].ready():
-            self._measure(self._unmeasured.popleft())
+        for chunk in [chunk for chunk in self._unmeasured if chunk.ready()]:
+            self._unmeasured.remove(chunk)
+            self._measure(chunk)
         unread = operator.length_hint(self._calls, -1)  # of a list's iterator only it is known
         return self._growth.size(None if unread < 0 else len(self._next) + unread)
 
