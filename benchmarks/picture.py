@@ -8,9 +8,10 @@ from pathlib import Path
 import matplotlib as mpl
 from table import Row, Table, written
 
-mpl.use("Agg")
+mpl.use("Agg")  # there may be no screen, which is to be known before what follows
 
-from matplotlib import pyplot as plt  # once it is known that there is no screen
+from matplotlib import pyplot as plt
+from matplotlib.patches import Patch
 
 SHADES = {"fork": "#1f77b4", "forkserver": "#ff7f0e", "spawn": "#2ca02c"}
 ACROSS = 3  # panels beside each other
@@ -21,13 +22,17 @@ def main() -> None:
     rows = [row for row in table.rows if set(row.columns) <= set(SHADES)]
     down = -(-len(rows) // ACROSS)
     figure, panels = plt.subplots(
-        down, ACROSS, figsize=(6 * ACROSS, 3.4 * down), squeeze=False, layout="constrained"
+        down, ACROSS, figsize=(6 * ACROSS, 4.2 * down), squeeze=False, layout="constrained"
     )
     places = [place for line in panels for place in line]
     for place, row in zip(places, rows):
         _panel(place, row)
     for place in places[len(rows) :]:
         place.set_axis_off()
+    places[0].legend(
+        handles=[Patch(color=shade, label=method) for method, shade in SHADES.items()],
+        fontsize=8,
+    )
     machine = table.machine
     figure.suptitle(
         f"Less is better. {machine['processor']}, {machine['Python']}, {machine['date']}"
@@ -46,12 +51,13 @@ def _panel(place: plt.Axes, row: Row) -> None:
                 where = position + number * height
                 place.barh(where, cell.value, height, color=SHADES[method])
                 place.text(
-                    cell.value, where, f" {written(cell.value, row.unit)}", va="center", fontsize=7
+                    cell.value, where, f" {written(cell.value, row.unit)}", va="center", fontsize=6
                 )
     place.set_yticks([position + 0.4 - height / 2 for position in range(len(labels))], labels)
     place.invert_yaxis()
     place.set_xscale("log")
     place.set_xticks([])
+    place.minorticks_off()
     place.margins(x=0.25)
     place.set_title(f"{row.title}\n{', '.join(map(str, row.bars))}", fontsize=9)
 

@@ -145,7 +145,7 @@ def _cell(rounds: list[Samples] | None, base: list[Samples] | None, name: str) -
 def fresh(options: Options) -> Row:
     return _by_method(
         options,
-        Row("fresh", "fresh worker, submit to result", "≤ 1.15x a bare Process", "ms", []),
+        Row("fresh", "fresh worker, submit to result", "≤ 1.15x a bare Process", "s", []),
         FRESH,
         lambda who, method: Plan(
             who.environment,
@@ -160,7 +160,7 @@ def fresh(options: Options) -> Row:
 def fresh_beside(options: Options) -> Row:
     """In one and the same process: what one of them leaves in its memory is there for both."""
     title = "the same, ours and a bare Process in turn in one process"
-    row = Row("fresh in turn", title, "≤ 1.15x a bare Process", "ms", [])
+    row = Row("fresh in turn", title, "≤ 1.15x a bare Process", "s", [])
     both = {label: FRESH[label].name for label in ("bare Process", "jobserver, fresh")}
     for label in both:
         row.lines[label] = []
@@ -193,7 +193,7 @@ def _calls(measure: str, count: int) -> Callable[[Contestant, str], Plan]:
 def latency(options: Options) -> Row:
     return _by_method(
         options,
-        Row("latency", "submit to result, one at a time", f"≤ 0.75x {PPE}", "us", []),
+        Row("latency", "submit to result, one at a time", f"≤ 0.75x {PPE}", "s", []),
         REUSED,
         _calls("calls", 20 if options.quick else 200),
         base=PPE,
@@ -205,7 +205,7 @@ def many(options: Options) -> Row:
     title = "many submissions, then results as they complete; each"
     return _by_method(
         options,
-        Row("many", title, f"≤ 0.75x {PPE}", "us", []),
+        Row("many", title, f"≤ 0.75x {PPE}", "s", []),
         REUSED,
         _calls("many", 50 if options.quick else 500),
         base=PPE,
@@ -216,7 +216,7 @@ def many(options: Options) -> Row:
 def mapped(options: Options) -> Row:
     return _by_method(
         options,
-        Row("map", "map with chunksize 1, each call", f"≤ 0.6x {PPE}", "us", []),
+        Row("map", "map with chunksize 1, each call", f"≤ 0.6x {PPE}", "s", []),
         REUSED,
         _calls("mapped", 50 if options.quick else 500),
         base=PPE,
@@ -229,7 +229,7 @@ def tiny(options: Options) -> Row:
     contestants = {label: who for label, who in REUSED.items() if not who.fresh}
     return _by_method(
         options,
-        Row("tiny", f'map over {count:,} tiny calls, ours with "auto"', f"≤ 1x {POOL}", "ms", []),
+        Row("tiny", f'map over {count:,} tiny calls, ours with "auto"', f"≤ 1x {POOL}", "s", []),
         contestants,
         _calls("mapped_tiny", count),
         base=POOL,
@@ -275,7 +275,7 @@ def _array(options: Options, name: str, measure: str, what: str) -> Row:
 
     return _by_method(
         options,
-        Row(name, f"a NumPy array of {size >> 20} MiB as {what}", f"≤ 0.5x {PPE}", "ms", []),
+        Row(name, f"a NumPy array of {size >> 20} MiB as {what}", f"≤ 0.5x {PPE}", "s", []),
         REUSED,
         plan,
         base=PPE,
@@ -295,7 +295,7 @@ def array_there(options: Options) -> Row:
 def cold(options: Options) -> Row:
     return _by_method(
         options,
-        Row("cold", "construct, one result, close", f"fork: ≤ 1x {PPE}", "ms", []),
+        Row("cold", "construct, one result, close", f"fork: ≤ 1x {PPE}", "s", []),
         REUSED,
         lambda who, method: Plan(
             who.environment, "measures.cold", {"contestant": who.name, "method": method}
@@ -323,7 +323,7 @@ def tree(options: Options) -> Row:
 
 def footprint(options: Options) -> Row:
     """Both columns of each start method: the parent, and a worker."""
-    row = Row("memory", "memory (PSS) of the parent, and of a worker", "for orientation", "MiB", [])
+    row = Row("memory", "memory (PSS) of the parent, and of a worker", "for orientation", "KiB", [])
     for label in REUSED:
         row.lines[label] = []
     for method in options.available:
@@ -350,7 +350,7 @@ def outstanding(options: Options) -> Row:
     counts = (10, 100) if options.quick else (10, 100, 1000)
     title = "one more submission under fork, beside N finished ones that nobody has read"
     columns = [f"{count:,}" for count in counts]
-    row = Row("outstanding", title, f"≤ 1.2x that beside {counts[0]}", "ms", columns)
+    row = Row("outstanding", title, f"≤ 1.2x that beside {counts[0]}", "s", columns)
     for state in ("finished", "running"):
         plans = {
             (label, count): Plan(
@@ -410,7 +410,7 @@ def peak(options: Options) -> Row:
     marks = [100, 1_000] if options.quick else [100, 1_000, 10_000]
     title = f"peak memory of the parent in {marks[-1]:,} submissions through map(buffersize=8)"
     columns = [f"after {mark:,}" for mark in marks]
-    row = Row("peak", title, "≤ 1.05x that after 100", "MiB", columns)
+    row = Row("peak", title, "≤ 1.05x that after 100", "KiB", columns)
     plans = {
         label: Plan(environment, "memory.long_map", {"marks": marks})
         for label, environment in OF_THE_NAME.items()
@@ -433,7 +433,7 @@ def slots(options: Options) -> Row:
     counts = (1, 8, 64)
     title = "take a slot and give it back, beside others that are held; an audit"
     bar = "≤ 15 µs on a fresh description, ≤ 6 µs on the one kept open"
-    row = Row("slots", title, bar, "us", [f"{count} held" for count in counts])
+    row = Row("slots", title, bar, "s", [f"{count} held" for count in counts])
     plans = {held: Plan("ours", "slots.steps", {"held": held}) for held in counts}
     played = play(row.name, plans, options.rounds)
     for label, name in (("kept open", "kept"), ("fresh", "fresh"), ("an audit", "audit")):
@@ -441,7 +441,7 @@ def slots(options: Options) -> Row:
     for label, limit in (("kept open", 6e-6), ("fresh", 15e-6)):
         found = [cell.value for cell in row.lines[label] if cell is not None]
         if found:
-            row.bars.append(Bar(label, statistics.median(found), limit, "us"))
+            row.bars.append(Bar(label, statistics.median(found), limit, "s"))
     return row
 
 

@@ -9,16 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-# How a figure is written: a unit, what the figure is multiplied with for it, and decimals.
-UNITS: dict[str, tuple[str, float, int]] = {
-    "us": (" µs", 1e6, 1),
-    "ms": (" ms", 1e3, 2),
-    "s": (" s", 1.0, 2),
-    "MiB": (" MiB", 1 / 1024, 1),
-    "%": (" %", 1.0, 3),
-    "x": ("x", 1.0, 3),
-}
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -96,10 +86,16 @@ def _row(row: Any) -> Row:
 
 
 def written(value: float, unit: str) -> str:
+    """A figure of a row: a ratio (x), seconds (s), percent (%) or kibibytes (KiB)."""
     if unit == "x":
         return f"{value:.2f}x"
-    suffix, factor, decimals = UNITS[unit]
-    return f"{value * factor:,.{decimals}f}{suffix}"
+    if unit == "%":
+        return f"{value:.3f} %"
+    if unit == "KiB":
+        return f"{value / 1024:.1f} MiB"
+    if value < 1e-3:
+        return f"{value * 1e6:.1f} µs"
+    return f"{value * 1e3:.2f} ms" if value < 1 else f"{value:.2f} s"
 
 
 def as_text(table: Table) -> str:
