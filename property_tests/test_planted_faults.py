@@ -510,7 +510,7 @@ def gate_not_asked_for_work_without_a_slot(site: Site) -> None:
 def gate_asked_while_holding_the_slot(site: Site) -> None:
     def put_back(original: Any, resources: object, held: object) -> None:
         within = sys._getframe(2).f_code.co_name
-        if within != "submit" or sys.exc_info()[1] is not None:
+        if within != "_admit" or sys.exc_info()[1] is not None:
             original(resources, held)
 
     site.around(site.resources.Resources, "put_back", put_back)

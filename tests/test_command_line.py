@@ -79,8 +79,9 @@ def test_a_build_has_as_many_jobs_as_slots(tool: str, tmp_path: Path) -> None:
                 site.await_jobs(3)
             finally:
                 site.gate.open()
-            _, err = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, err
+                _, err = process.communicate(timeout=PATIENCE)
+                sys.stderr.write(err.decode())  # which pytest shows if this fails
+        assert process.returncode == 0
         assert err == b"jobserver: 0 slots recovered\n"
         assert (site.peak(), site.done()) == (3, 5)
 

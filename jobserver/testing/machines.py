@@ -501,6 +501,9 @@ class Library(RuleBasedStateMachine):
     @rule(target=handles, base=handles, change=CHANGES)
     @with_handles
     def derive(self, base: Handle, change: m.Change) -> Handle:
+        return self._derived(base, change)
+
+    def _derived(self, base: Handle, change: m.Change) -> Handle:
         told = base.told.derive(len(self.every_handle), change)
         made: list[Jobserver] = []
 
@@ -623,6 +626,26 @@ class Library(RuleBasedStateMachine):
     )
     @with_handles
     def submit(
+        self, handle: Handle, script: Script, consume: int, timeout: Optional[float]
+    ) -> MultipleResults[Held]:
+        return self._submit_once(handle, script, consume, timeout)
+
+    @rule(
+        target=futures,
+        base=handles,
+        gate=GATES,
+        script=SCRIPTS,
+        consume=st.sampled_from((1, 1, 0)),
+        timeout=TIMEOUTS,
+    )
+    @with_handles
+    def submit_through_a_gate(
+        self, base: Handle, gate: Gate, script: Script, consume: int, timeout: Optional[float]
+    ) -> MultipleResults[Held]:
+        """One that has not been asked before: it soon has no more to say."""
+        return self._submit_once(self._derived(base, gate), script, consume, timeout)
+
+    def _submit_once(
         self, handle: Handle, script: Script, consume: int, timeout: Optional[float]
     ) -> MultipleResults[Held]:
         value = next(self.values)
