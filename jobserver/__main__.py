@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Callable, Final, NoReturn, Optional
 
+from . import sharing
 from .make import NoJobserver
 from .server import Jobserver, share
-from .sharing import STYLES
 
 _PAUSE: Final = 1.0  # seconds between looks at the load or the memory
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("-j", "--jobs", type=int, metavar="N", help="slots (default: the outer make's, or CPUs)")
-    add("--style", choices=STYLES, default="auto", help="how MAKEFLAGS names the jobserver")
+    add("--style", choices=sharing.STYLES, default="auto", help="how MAKEFLAGS names the jobserver")
     add("--load", type=float, metavar="X", help="start the command at a load below this")
     add("--memory", type=size, metavar="SIZE", help="and with so much available, such as 2G")
     add("-v", "--verbose", action="store_true", help="say how many slots had to be recovered")
@@ -105,9 +105,8 @@ def _above_memory(least: int) -> Callable[[], float]:
     return look
 
 
-def _run(jobserver: Jobserver, command: list[str], style: str) -> int:
-    # The parser has seen to it that this is a style.
-    with jobserver.share(style) as shared:  # type: ignore[arg-type]
+def _run(jobserver: Jobserver, command: list[str], style: sharing.Style) -> int:
+    with sharing.share(*share(jobserver), style, program=command[0]) as shared:
         try:
             with _passing_on() as passed:
                 process = subprocess.Popen(command, env=shared.env, pass_fds=shared.pass_fds)
