@@ -236,7 +236,7 @@ class Dispatch(Group):
     def _ready(self, paused: bool) -> bool:
         """Whether there is something to do; takes a slot for pending work if there is one."""
         if self._changed or self.due:
-            return True
+            return True  # before a slot is lent: whoever waits for what is due is about to go on
         if paused or not self._wants_slot():
             return False
         slots = self.resources.engine.slots
