@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Callable, Optional, Union
 
 from jobserver import Blocked, Jobserver, JobserverExecutor, LostResult
-from tests.processes import PROGRAM, ROOT, check_slots
+from tests.processes import check_slots, run_command
 from tests.work import PATIENCE, Gate, await_file, die, touch, touch_and_pass_gate
 
 STYLES = ("pipe", "fifo")
@@ -176,25 +175,14 @@ def run_recipe(
     All is read to the end, which comes only when whoever inherited the output is gone.
     """
     source = f"from {__name__} import {program.__name__} as run; run(*{args!r})"
-    process = subprocess.Popen(
+    done = run_command(
         [sys.executable, "-c", source],
-        cwd=ROOT,
+        program.__name__,
+        status=status,
         env={**os.environ, "MAKEFLAGS": outer.makeflags},
         pass_fds=outer.descriptors,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
     )
-    try:
-        out, err = process.communicate(timeout=PROGRAM)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        raise AssertionError(f"{program.__name__} did not end\n{out}\n{err}") from None
-    assert process.returncode == status, f"{process.returncode}\n{out}\n{err}"
-    return out, err
+    return done.stdout, done.stderr
 
 
 def say(*words: object) -> None:

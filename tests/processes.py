@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Union
+from typing import Any, Callable, Optional, Union
 
 import pytest
 
@@ -31,10 +32,23 @@ def run_program(
     output is gone: a program that leaves one behind is not back in time.
     """
     source = f"from {program.__module__} import {program.__name__} as run; run(*{args!r})"
-    command = [sys.executable, "-c", source]
+    return run_command([sys.executable, "-c", source], program.__name__, status=status)
+
+
+def run_command(
+    command: Sequence[str],
+    name: str,
+    *,
+    status: int = 0,
+    env: Optional[Mapping[str, str]] = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.CompletedProcess[str]:
+    """Run a command, called `name` should it fail, in a session of its own, as `run_program`."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,
+        env=env,
+        pass_fds=pass_fds,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -46,7 +60,7 @@ def run_program(
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        pytest.fail(f"{program.__name__} or what it started did not end\n{out}\n{err}")
+        pytest.fail(f"{name} or what it started did not end\n{out}\n{err}")
     assert process.returncode == status, f"{process.returncode}\n{out}\n{err}"
     return subprocess.CompletedProcess(command, status, out, err)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from jobserver.cpus import usable_cpus
 from tests import tools
 from tests.builds import most_at_once
-from tests.processes import PROGRAM, ROOT
+from tests.processes import ROOT, run_command
 
 PYTHON = "$(PYTHON) -c 'from tests.builds import *; "
 
@@ -64,24 +63,12 @@ def make_loudly(
     makefile.write_text(MAKEFILE)
     variables = [f"LOG={directory}", f"MEET={meet}", f"METHOD={method}", f"PYTHON={sys.executable}"]
     environment = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-    process = subprocess.Popen(
+    done = run_command(
         [tools.need(name), "-f", str(makefile), *variables, *words],
-        cwd=ROOT,
+        "make",
         env={**environment, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
     )
-    try:
-        out, err = process.communicate(timeout=PROGRAM)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        pytest.fail(f"make does not end\n{out}\n{err}")
-    assert process.returncode == 0, err
-    return sorted(out.splitlines()), err
+    return sorted(done.stdout.splitlines()), done.stderr
 
 
 @KINDS
