@@ -177,7 +177,8 @@ class JoinedPool(SlotPool):
         self._has_implicit = False
 
     def _missing(self) -> int:
-        return self.kernel.waiting() - self._receipts()
+        # Less than nothing: somebody is about to take.
+        return max(0, self.kernel.waiting() - self._receipts())
 
 
 def _open(auth: Auth) -> tuple[int, int]:

@@ -7,11 +7,13 @@ holding a token cannot put it back. So that it is not lost, three things are kep
 * *Bytes*, the tokens. One has no identity: what is lost is found by counting.
 * *Receipts*. Who holds a slot holds a place, through a lock on a description of its own that the
   worker has a copy of. The kernel lets go of it when the last of them has ended.
-* *The gate*, which is shared by those who take or give back, between the receipt and the byte.
+* *The gate*, which is shared by those who give back, between the byte and the receipt.
 
-An *audit* is alone in the gate, so nobody living is between those two. It counts: `slots - bytes
-in the pipe - receipts` bytes are missing, and it writes them (or drains what is too many). It knows
-nothing but what the kernel tells it, so it may itself be killed at any step, and run again.
+An *audit* is alone in the gate, so no slot that is held comes back while it counts: `slots - bytes
+in the pipe - receipts` bytes are missing, and it writes them (or drains what is too many). Who
+takes needs no gate. It has the receipt before it reads the byte, and the bytes are counted first:
+so a slot that is taken meanwhile may be counted twice, but never not at all. An audit knows nothing
+but what the kernel tells it, so it may itself be killed at any step, and run again.
 Nobody waits for the gate: who cannot enter comes back later, or leaves a byte to the next audit,
 as if killed. So a process that is stopped within holds nobody up for ever.
 
@@ -80,6 +82,7 @@ class SlotPool:
         # The description opened first is kept for the next slot: opening one takes longest.
         self._kept = -1
         self._kept_is_free = False
+        self._place: Optional[int] = None  # of the next slot
         self._closed = False
         self._recovered = 0
         forks.reset_in_children(self)
@@ -120,24 +123,24 @@ class SlotPool:
     def take(self) -> Optional[Slot]:
         """A free slot, or None; never waits. OSError when there is no descriptor for it."""
         kernel = self.kernel
+        self.hindered = False
         receipt = self._open()
-        place = kernel.new_place()
+        if self._place is None:
+            self._place = kernel.new_place()
+        place = self._place
         token = b""
         try:
-            if self._enter(kernel.share):
-                try:
-                    # The receipt first: killed before the byte is read, nothing is missing.
-                    kernel.lock(receipt, place)
-                    token = kernel.read()
-                    if not token:
-                        kernel.unlock(receipt, place)
-                finally:
-                    kernel.leave()
+            # The receipt first: at no moment is the slot neither in the pipe nor held.
+            kernel.lock(receipt, place)
+            token = kernel.read()
         finally:
             if not token:
+                kernel.unlock(receipt, place)
                 self._close(receipt)
         if not token:
             return None
+        # A place is used up by a slot only, lest an audit find one new place after another.
+        self._place = None
         self.out += 1
         return Slot(token, place, None, receipt)
 
@@ -324,6 +327,7 @@ class SlotPool:
         self.out = 0
         self._kept = -1
         self._kept_is_free = False
+        self._place = None
 
     def _enter(self, gate: Callable[[], bool]) -> bool:
         """Enter the gate; after a few tries, say that we were hindered."""
@@ -379,11 +383,21 @@ class SlotPool:
         return self.kernel.find(place, _end(place)) is None
 
     def _missing(self) -> int:
-        """How many bytes are neither in the pipe nor taken by anybody. Alone in the gate."""
+        """How many bytes are neither in the pipe nor taken by anybody. Alone in the gate.
+
+        Negative: there are so many too many.
+        """
         assert self.count is not None, "whose pool it is knows how many slots it has"
         # First, as whoever is present may move bytes while we count; if nobody is, nobody does.
         present = self.kernel.find(PRESENCE, PRESENCE + 1) is not None
-        missing = self.count - self.kernel.waiting() - self._receipts()
+        # Then the bytes: one that is taken meanwhile is counted twice, and never not at all.
+        waiting = self.kernel.waiting()
+        receipts = self._receipts()
+        missing = self.count - waiting - receipts
+        if missing < 0:
+            # Whoever had a receipt and no byte yet should have read by now, or found nothing.
+            self.kernel.pause()
+            missing = min(0, self.count - self.kernel.waiting() - receipts)
         return min(missing, 0) if present else missing
 
     def _receipts(self) -> int:

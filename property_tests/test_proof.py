@@ -77,13 +77,20 @@ def leave_freely(_: OfdKernel) -> None:
 
 
 def take_byte_first(pool: SlotPool) -> Optional[Slot]:
-    """Not in the gate, and the byte before the receipt."""
+    """The byte before the receipt."""
     token = pool.kernel.read()
     if not token:
         return None
     receipt, place = pool._open(), pool.kernel.new_place()
     pool.kernel.lock(receipt, place)
     return Slot(token, place, None, receipt)
+
+
+def count_receipts_first(pool: SlotPool) -> int:
+    """As if nothing could be taken while an audit counts."""
+    assert pool.count is not None
+    receipts = pool._receipts()
+    return max(0, pool.count - pool.kernel.waiting() - receipts)
 
 
 def release_by_closing(pool: SlotPool, slot: Slot, ended: bool) -> None:  # noqa: ARG001
@@ -162,7 +169,8 @@ TRAPS: dict[str, tuple[Tree, list[tuple[Any, str, object]]]] = {
         [(OfdKernel, "_enter", enter_freely), (OfdKernel, "leave", leave_freely)],
     ),
     "audits share the gate": (AUDITED, [(OfdKernel, "exclude", OfdKernel.share)]),
-    "byte before receipt, not in the gate": (AUDITED, [(SlotPool, "take", take_byte_first)]),
+    "byte before receipt": (AUDITED, [(SlotPool, "take", take_byte_first)]),
+    "receipts before bytes in an audit": (AUDITED, [(SlotPool, "_missing", count_receipts_first)]),
     "no unlock before closing": (HELPED, [(SlotPool, "_release", release_by_closing)]),
     "nothing keeps threads apart": (
         THREADS,
