@@ -18,10 +18,11 @@ from .awaiting import AwaitedFuture
 from .chunks import Chunksize, Growth, check_chunksize
 from .cpus import usable_cpus
 from .dispatch import Dispatch
+from .parcels import Initializer
 from .series import Series
 from .server import Jobserver, share
 from .settings import Reuse
-from .worker import Initialize, run_chunk
+from .worker import run_chunk
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec
@@ -81,7 +82,7 @@ class JobserverExecutor(concurrent.futures.Executor):
         if max_tasks_per_child is not None:
             settings = settings.limit_tasks(max_tasks_per_child)
         if initializer is not None:
-            initialize = Initialize(initializer, tuple(initargs), settings.preexec)
+            initialize = Initializer(initializer, tuple(initargs), settings.preexec)
             settings = attrs.evolve(settings, preexec=initialize)
         # Read by Dask, for one.
         self._max_workers = resources.engine.slots.count or usable_cpus()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from multiprocessing import reduction
 from multiprocessing.context import set_spawning_popen
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Callable, Final, Optional, cast
 
 from . import forks, memory, wire, worker
 from .protocols import Task
 
 if TYPE_CHECKING:
     from multiprocessing import popen_spawn_posix
+
+# An initializer that is larger is stored in a file: to send its descriptor along with each call
+# takes about as long as to copy so much.
+_SMALL: Final = 1 << 13  # bytes
 
 
 class Collector:
@@ -66,3 +71,52 @@ def file_of(content: wire.Pickled) -> int:
         forks.close(file)
         raise
     return file
+
+
+class Initializer(worker.Initialize):
+    """An executor's initializer, pickled once for however many calls it goes along with."""
+
+    def __init__(
+        self,
+        initializer: Callable[..., object],
+        initargs: tuple[object, ...],
+        preexec: Optional[Callable[[], object]],
+    ) -> None:
+        super().__init__(os.urandom(16), initializer, initargs, preexec)
+        self._stream: Optional[bytes] = None  # of its pickle
+        self._file = -1  # or the file that has it
+        self._sizes: tuple[int, ...] = ()  # of the blocks in the file
+        forks.reset_in_children(self)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self._stream is None and self._file < 0:
+            self._store()
+        stored = self._stream if self._file < 0 else reduction.DupFd(self._file)
+        initargs = stored, self._sizes
+        return worker.Initialize, (self.key, worker.run_stored, initargs, self.preexec)
+
+    def _store(self) -> None:
+        content = wire.Pickled()
+        content.dump((self.initializer, self.initargs))
+        stream = b"".join(content.stream)
+        if not content.buffers and len(stream) <= _SMALL:
+            self._stream = stream
+            return
+        blocks = [*content.buffers, memoryview(stream)]
+        self._sizes = tuple(map(len, blocks))
+        with forks.opening:
+            file = forks.private(memory.open_unnamed())
+        try:
+            memory.store(file, blocks, ())
+        except BaseException:
+            forks.close(file)
+            raise
+        self._file = file
+
+    def __del__(self) -> None:
+        if self._file >= 0:
+            forks.close(self._file)
+
+    def after_fork(self) -> None:
+        """In a forked child: the descriptor is closed."""
+        self._file = -1

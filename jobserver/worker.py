@@ -14,7 +14,7 @@ from . import wire
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import BinaryIO, Callable, NoReturn, Optional, Protocol
+    from typing import BinaryIO, Callable, NoReturn, Optional, Protocol, Union
 
     class Detachable(Protocol):
         """A descriptor on its way into a new process, as `multiprocessing.reduction.DupFd`."""
@@ -93,23 +93,44 @@ class Initialize:
 
     def __init__(
         self,
+        key: bytes,
         initializer: Callable[..., object],
         initargs: tuple[object, ...],
         preexec: Optional[Callable[[], object]],
     ) -> None:
+        self.key = key
         self.initializer = initializer
         self.initargs = initargs
         self.preexec = preexec
-        self._key = os.urandom(16)
 
     def __call__(self) -> object:
-        if self._key not in initialized:
+        if self.key not in initialized:
             try:
                 self.initializer(*self.initargs)
             except Exception as cause:
                 raise InitializerFailed(repr(cause)) from cause
-            initialized.add(self._key)
+            initialized.add(self.key)
         return None if self.preexec is None else self.preexec()
+
+
+def run_stored(stored: Union[bytes, Detachable], sizes: Sequence[int]) -> object:
+    """Run a call that was pickled once for many workers: a stream, or a file of blocks.
+
+    The last block of the file is the stream; the others are its buffers.
+    """
+    if isinstance(stored, bytes):
+        fn, args = pickle.loads(stored)
+    else:
+        from . import memory  # most work has no need of it
+
+        file = stored.detach()
+        try:
+            # Mapped, and not read: others have the file's position as well.
+            *buffers, stream = memory.blocks(file, sizes)
+        finally:
+            os.close(file)
+        fn, args = pickle.loads(stream, buffers=buffers)
+    return fn(*args)
 
 
 def run_inherited(reply: int, env: Env, slot: Optional[Held], lock: int, call: Call) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn, Optional
+from typing import Any, NoReturn, Optional
 
 from jobserver import Jobserver, JobserverExecutor
 from tests.work import (
@@ -169,16 +169,32 @@ def make(cls: type[object]) -> object:
     return cls()
 
 
-_initialized: Optional[str] = None
+_initialized: Any = None
 
 
-def initialize(text: str = "by default") -> None:
+def initialize(value: object = "by default") -> None:
     global _initialized  # what an initializer is for
-    _initialized = text
+    _initialized = value
 
 
-def initialized() -> Optional[str]:
+def initialized() -> Any:
     return _initialized
+
+
+class Counted:
+    """A text, and how often this process has pickled it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.times = 0
+
+    def __reduce__(self) -> tuple[object, ...]:
+        self.times += 1
+        return Counted, (self.text,)
+
+
+def initialize_sized(counted: Counted, beside: bytes) -> None:
+    initialize(f"{counted.text}, {len(beside)}")
 
 
 def sleep_briefly() -> str:
@@ -191,7 +207,11 @@ def sleep_briefly_for(value: object) -> str:  # called once a value by map
     return sleep_briefly()
 
 
-def initialized_for(value: object) -> Optional[str]:  # called once a value by map
+def sum_of_initialized(value: object) -> Any:  # called once a value by map
+    return _initialized.sum()
+
+
+def initialized_for(value: object) -> Any:  # called once a value by map
     return _initialized
 
 

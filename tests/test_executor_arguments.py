@@ -14,6 +14,7 @@ from typing import Any, Callable
 import pytest
 
 from jobserver import Jobserver, JobserverExecutor
+from tests import arrays
 from tests import executor_work as work
 from tests.executor_help import await_true, closing_executor, context_of, executor_for
 from tests.work import PATIENCE, Gate, add, getpid, identity, raise_value_error
@@ -207,6 +208,40 @@ def test_under_fork_the_initializer_may_be_a_closure() -> None:
     text = "from a closure"
     with executor_for("fork", 1, initializer=lambda: work.initialize(text)) as executor:
         assert executor.submit(work.initialized).result(PATIENCE) == text
+
+
+@pytest.mark.parametrize("size", [0, 100_000, 3_000_000])
+@pytest.mark.parametrize("reuse", [True, False], ids=["reused", "fresh"])
+def test_initargs_are_pickled_once_however_many_calls_there_are(
+    method: str, size: int, reuse: bool
+) -> None:
+    counted = work.Counted("once")
+    initargs = (counted, bytearray(size))
+    with Jobserver(context_of(method), 2) as js:
+        handle = js.replace_workers(max_tasks=None) if reuse else js
+        executor = JobserverExecutor(handle, initializer=work.initialize_sized, initargs=initargs)
+        with closing_executor(executor):
+            texts = list(executor.map(work.initialized_for, range(6)))
+    assert texts == [f"once, {size}"] * 6
+    assert counted.times <= 1  # under fork it may have come in memory
+
+
+def test_initargs_may_be_large_arrays(method: str) -> None:
+    pytest.importorskip("numpy")
+    array = arrays.ones()
+    with executor_for(method, 2, initializer=work.initialize, initargs=(array,)) as executor:
+        sums = list(executor.map(work.sum_of_initialized, range(6)))
+    assert sums == [array.sum()] * 6
+
+
+def test_initargs_that_cannot_be_pickled_fail_the_work(method: str) -> None:
+    if method == "fork":
+        pytest.skip("under fork they are inherited")
+    initargs = (lambda: None,)
+    with executor_for(method, 1, initializer=work.initialize, initargs=initargs) as executor:
+        error = executor.submit(identity, 1).exception(PATIENCE)
+    assert isinstance(error, TypeError)
+    assert "not picklable" in str(error)
 
 
 def broken_by(make: Callable[[], Executor]) -> list[type]:
