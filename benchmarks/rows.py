@@ -339,7 +339,7 @@ def footprint(options: Options) -> Row:
     return row
 
 
-FURTHER = 6  # submissions in a round; the first is told apart, as it may find work left for it
+FURTHER = 50  # submissions in a round; the first is told apart, as it may find work left for it
 
 # The two called jobserver, and their environments.
 OF_THE_NAME = {"jobserver": "ours", NAMESAKE: "namesake"}
