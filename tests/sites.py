@@ -147,6 +147,7 @@ def _gcc(site: Site, path: str, directory: Path, jobs: int) -> list[str]:
     wrapper.chmod(0o755)
     objects = [str(directory / f"{name}.o") for name in names]
     return [
+        *("env", f"TMPDIR={directory}"),  # where it leaves its files when it is killed
         *(path, "-flto=jobserver", "-flto-partition=1to1", f"-B{directory}/"),
         *("-o", str(directory / "program"), *objects),
     ]

@@ -57,7 +57,7 @@ def test_a_tool_uses_all_slots_and_no_more(tool: str, slots: int, tmp_path: Path
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("tool", ["make 4.3", "make 4.4", "ninja", "cargo"])
+@pytest.mark.parametrize("tool", tools.TOOLS)
 def test_a_tool_is_killed_with_all_that_it_runs(
     tool: str, signum: signal.Signals, tmp_path: Path
 ) -> None:
@@ -74,6 +74,7 @@ def test_a_tool_is_killed_with_all_that_it_runs(
         check_slots(js, slots, tmp_path / "check")
 
 
+# Not gcc, whose make outlives it, and goes on with the build.
 @pytest.mark.parametrize("tool", ["make 4.3", "make 4.4", "ninja", "cargo"])
 def test_what_a_killed_tool_held_comes_back_with_its_last_orphan(tool: str, tmp_path: Path) -> None:
     slots = 3
@@ -95,10 +96,11 @@ def test_what_a_killed_tool_held_comes_back_with_its_last_orphan(tool: str, tmp_
         assert f"recovered={slots - 1}" in repr(js)
 
 
-def test_a_mixed_pool_of_make_ninja_and_python(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mixed", [("make 4.4", "ninja"), ("make 4.4", "ninja", "cargo", "gcc")])
+def test_a_mixed_pool_of_build_tools_and_python(mixed: tuple[str, ...], tmp_path: Path) -> None:
     slots = 4
     with Jobserver("fork", slots) as js, sites.site(tmp_path) as site:
-        commands = [site.build(tool, 4, tool.split()[0]) for tool in ("make 4.4", "ninja")]
+        commands = [site.build(tool, 4, tool.split()[0]) for tool in mixed]
         with concurrent.futures.ThreadPoolExecutor(len(commands) + 1) as threads:
             runs = [
                 threads.submit(js.run, command, capture_output=True, text=True)
@@ -114,7 +116,7 @@ def test_a_mixed_pool_of_make_ninja_and_python(tmp_path: Path) -> None:
                 check_output(run.result(LONG))
             assert python.result(LONG) == [0] * 4
         assert site.peak() == slots
-        assert site.done() == 12
+        assert site.done() == 4 * (len(mixed) + 1)
         check_slots(js, slots, tmp_path / "check")
 
 
@@ -167,7 +169,7 @@ def run_job(job: str) -> int:
 
 def tool_style(tool: str) -> Any:
     """Of a share, which does not know what for."""
-    return "pipe" if tool == "make 4.3" else "fifo"
+    return "pipe" if tool in ("make 4.3", "gcc") else "fifo"
 
 
 @contextlib.contextmanager
