@@ -12,26 +12,27 @@ import io
 import locale
 import os
 import subprocess
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import IO, Callable, Final, Optional, TypedDict, Union, cast
-
-import attrs
+from collections.abc import Collection, Iterable, Sequence
+from typing import IO, TYPE_CHECKING, Callable, Final, Optional, TypedDict, Union, cast
 
 from . import forks, memory
 from .engine import Engine
 from .interrupts import shielded
 from .resources import Resources
 from .settings import Settings
-from .sharing import Share, Style, share
+from .sharing import Environment, Path, Share, Style, share
 
-Path = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 Arguments = Union[Path, Sequence[Path]]
 Stream = Union[int, IO[bytes], IO[str], None]
+Process = Union[subprocess.Popen[str], subprocess.Popen[bytes]]
 Completed = Union[subprocess.CompletedProcess[str], subprocess.CompletedProcess[bytes]]
 
 
 class Options(TypedDict, total=False):
-    """Arguments of `subprocess.Popen` that mean the same here."""
+    """Arguments of `subprocess.Popen`, but for those that make text of bytes and Windows' own."""
 
     bufsize: int
     executable: Optional[Path]
@@ -42,7 +43,7 @@ class Options(TypedDict, total=False):
     close_fds: bool
     shell: bool
     cwd: Optional[Path]
-    env: Optional[Mapping[str, str]]
+    env: Optional[Environment]
     restore_signals: bool
     start_new_session: bool
     pass_fds: Collection[int]
@@ -54,6 +55,15 @@ class Options(TypedDict, total=False):
     process_group: Optional[int]
 
 
+class AllOptions(Options, total=False):
+    """Those as well that make text of bytes."""
+
+    encoding: Optional[str]
+    errors: Optional[str]
+    text: Optional[bool]
+    universal_newlines: Optional[bool]
+
+
 _CHUNK: Final = 1 << 16  # bytes: what a pipe holds
 _PATIENCE: Final = 0.25  # seconds, as subprocess has it for a command that ^C interrupts as well
 _LOOK: Final = 0.05  # seconds, as subprocess has it, where the kernel does not tell of ends
@@ -62,9 +72,9 @@ _LOOK: Final = 0.05  # seconds, as subprocess has it, where the kernel does not 
 class _Output:
     """One of a command's pipes to us."""
 
-    def __init__(self, engine: Engine, pipe: IO[bytes]) -> None:
-        self.chunks: list[bytes] = []
+    def __init__(self, engine: Engine, pipe: Union[IO[bytes], IO[str]]) -> None:
         self.ended = False
+        self._chunks: list[bytes] = []
         self._engine = engine
         self._pipe = pipe
         os.set_blocking(pipe.fileno(), False)
@@ -79,7 +89,7 @@ class _Output:
         except BlockingIOError:  # a wait within this one, a signal handler's, has read it
             return
         if data:
-            self.chunks.append(data)
+            self._chunks.append(data)
         else:
             self.close()
 
@@ -90,11 +100,24 @@ class _Output:
                 self._engine.neglect(self._pipe.fileno())
                 self._pipe.close()
 
+    @property
+    def data(self) -> bytes:
+        """What has been written so far."""
+        return b"".join(self._chunks)
+
+    @property
+    def content(self) -> Union[bytes, str]:
+        """The same as it was asked for: text, if that was so."""
+        if not isinstance(self._pipe, io.TextIOBase):
+            return self.data
+        text = self.data.decode(self._pipe.encoding, self._pipe.errors or "strict")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
 
 class _End:
     """The end of a command, which its pidfd tells."""
 
-    def __init__(self, engine: Engine, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, engine: Engine, process: Process) -> None:
         self._engine = engine
         self._process = process
         self._pidfd = -1
@@ -120,14 +143,13 @@ class _End:
 class _Command:
     """A command that has been started."""
 
-    def __init__(self, engine: Engine, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, engine: Engine, process: Process) -> None:
         self.process = process
         self._engine = engine
-        self._outputs = {
-            pipe: _Output(engine, pipe)
+        self.outputs = tuple(
+            None if pipe is None else _Output(engine, pipe)
             for pipe in (process.stdout, process.stderr)
-            if pipe is not None
-        }
+        )
         self._end = _End(engine, process)
 
     def wait(self, deadline: Optional[float]) -> bool:
@@ -135,7 +157,7 @@ class _Command:
 
         def ready() -> bool:
             ended = self.process.poll() is not None
-            return ended and all(output.ended for output in self._outputs.values())
+            return ended and all(output is None or output.ended for output in self.outputs)
 
         if self._end.is_told:
             return self._engine.wait(ready, deadline)
@@ -158,43 +180,9 @@ class _Command:
 
     def close(self) -> None:
         self._end.close()
-        for output in self._outputs.values():
-            output.close()
-
-    @property
-    def stdout(self) -> Optional[bytes]:
-        """What it has written there so far; None if that was not into a pipe."""
-        return self._written(self.process.stdout)
-
-    @property
-    def stderr(self) -> Optional[bytes]:
-        return self._written(self.process.stderr)
-
-    def _written(self, pipe: Optional[IO[bytes]]) -> Optional[bytes]:
-        return None if pipe is None else b"".join(self._outputs[pipe].chunks)
-
-
-@attrs.frozen
-class Text:
-    """How text is made of bytes, and the other way round."""
-
-    encoding: Optional[str]  # None: the locale's
-    errors: Optional[str]
-
-    def encode(self, text: str) -> bytes:
-        written = io.BytesIO()
-        with self._wrapped(written) as stream:
-            stream.write(text)
-            stream.flush()
-            return written.getvalue()
-
-    def decode(self, data: bytes) -> str:
-        with self._wrapped(io.BytesIO(data)) as stream:
-            return stream.read()
-
-    def _wrapped(self, data: io.BytesIO) -> io.TextIOWrapper:
-        encoding = self.encoding or locale.getpreferredencoding(False)
-        return io.TextIOWrapper(data, encoding=encoding, errors=self.errors)
+        for output in self.outputs:
+            if output is not None:
+                output.close()
 
 
 def run(
@@ -203,18 +191,17 @@ def run(
     args: Arguments,
     *,
     style: Style,
-    input: Union[str, bytes, None],  # noqa: A002 - as subprocess has it
+    input: Union[str, Buffer, None],  # noqa: A002 - as subprocess has it
     capture_output: bool,
     timeout: Optional[float],
     check: bool,
-    text: Optional[Text],
-    options: Options,
+    options: AllOptions,
 ) -> Completed:
-    """See `Jobserver.run`; `text` is None for bytes."""
+    """See `Jobserver.run`."""
     engine = resources.engine
     deadline = engine.deadline(timeout)
     with contextlib.ExitStack() as stack:
-        streams: Options = {}
+        streams: AllOptions = {}
         if capture_output:
             if options.get("stdout") is not None or options.get("stderr") is not None:
                 raise ValueError("stdout and stderr cannot be used with capture_output")
@@ -222,7 +209,7 @@ def run(
         if input is not None:
             if options.get("stdin") is not None:
                 raise ValueError("stdin and input cannot both be used")
-            streams["stdin"] = stack.enter_context(_file_of(input, text))
+            streams["stdin"] = stack.enter_context(_file_of(input, options))
         options = {**options, **streams}
         program = None if options.get("shell") else _program(args, options.get("executable"))
         shared = stack.enter_context(
@@ -245,24 +232,30 @@ def run(
             for command in started:
                 command.kill(_PATIENCE if isinstance(error, KeyboardInterrupt) else 0.0)
                 if isinstance(error, subprocess.TimeoutExpired):
-                    error.stdout, error.stderr = command.stdout, command.stderr
+                    error.stdout, error.stderr = (
+                        None if output is None else output.data for output in command.outputs
+                    )
             raise
         finally:
             for command in started:
                 command.close()
-    return _completed(started[0], args, check, text)
+    return _completed(started[0], args, check)
 
 
-def _file_of(data: Union[str, bytes], text: Optional[Text]) -> IO[bytes]:
+def _file_of(data: Union[str, Buffer], options: AllOptions) -> IO[bytes]:
+    encoding, errors = options.get("encoding"), options.get("errors")
+    is_text = encoding or errors or options.get("text") or options.get("universal_newlines")
     if isinstance(data, str):
-        if text is None:
+        if not is_text:
             raise TypeError("input must be bytes, not str, unless text, encoding or errors is set")
-        data = text.encode(data)
-    elif text is not None:
+        content = data.encode(encoding or locale.getpreferredencoding(False), errors or "strict")
+    elif is_text:
         raise TypeError(f"input must be str with text, encoding or errors, not {type(data)}")
+    else:
+        content = memoryview(data).tobytes()
     file = os.fdopen(memory.open_unnamed(), "rb", buffering=0)
     try:
-        memory.store(file.fileno(), (), (data,))
+        memory.store(file.fileno(), (), (content,))
     except BaseException:
         file.close()
         raise
@@ -277,16 +270,17 @@ def _program(args: Arguments, executable: Optional[Path]) -> Optional[str]:
 
 
 def _start(
-    engine: Engine, args: Arguments, shared: Share, options: Options, started: list[_Command]
+    engine: Engine, args: Arguments, shared: Share, options: AllOptions, started: list[_Command]
 ) -> None:
     """Start a command, and put it into the list: an interrupt may come as soon as it is there."""
-    options = {
-        **options,
-        "env": shared.env,
-        "pass_fds": (*options.get("pass_fds", ()), *shared.pass_fds),
-    }
+    passed = tuple(options.get("pass_fds", ()))
+    if not passed and not options.get("close_fds", True):
+        # Passed on one by one, for beside those that are passed on all others are closed.
+        passed = _inheritable()
+        options = {**options, "close_fds": True}
+    options = {**options, "env": shared.env, "pass_fds": (*passed, *shared.pass_fds)}
     # Which arguments there are depends on the version of Python.
-    popen = cast("Callable[..., subprocess.Popen[bytes]]", subprocess.Popen)
+    popen = cast("Callable[..., Process]", subprocess.Popen)
     with shielded():
         # No other thread forks a worker meanwhile: it would keep the command's ends of its pipes,
         # and that by which subprocess learns that it has started. And a preexec_fn has subprocess
@@ -303,15 +297,22 @@ def _start(
             raise
 
 
-def _completed(command: _Command, args: Arguments, check: bool, text: Optional[Text]) -> Completed:
-    status = command.process.returncode
-    done: Completed
-    if text is None:
-        done = subprocess.CompletedProcess(args, status, command.stdout, command.stderr)
-    else:
-        outputs = command.stdout, command.stderr
-        out, err = (None if data is None else text.decode(data) for data in outputs)
-        done = subprocess.CompletedProcess(args, status, out, err)
+def _inheritable() -> tuple[int, ...]:
+    """The descriptors, beyond the standard streams, that this process leaves to any program."""
+    found: list[int] = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # that of the listing is closed by now
+            if fd > 2 and os.get_inheritable(fd):
+                found.append(fd)
+    return tuple(found)
+
+
+def _completed(command: _Command, args: Arguments, check: bool) -> Completed:
+    outputs = (None if output is None else output.content for output in command.outputs)
+    # Both are bytes, or both are text.
+    done = cast(
+        "Completed", subprocess.CompletedProcess(args, command.process.returncode, *outputs)
+    )
     if check:
         done.check_returncode()
     return done

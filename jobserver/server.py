@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from subprocess import CompletedProcess
 
-    from typing_extensions import ParamSpec, Self, Unpack
+    from typing_extensions import Buffer, ParamSpec, Self, Unpack
 
-    from .commands import Arguments, Completed, Options
+    from .commands import AllOptions, Arguments, Completed, Options
     from .sharing import Share, Style
 
     P = ParamSpec("P")
@@ -219,6 +219,7 @@ class Jobserver:
         encoding: Optional[str] = None,
         errors: Optional[str] = None,
         text: Literal[True],
+        universal_newlines: Optional[bool] = None,
         **options: Unpack[Options],
     ) -> CompletedProcess[str]: ...
 
@@ -235,6 +236,7 @@ class Jobserver:
         encoding: str,
         errors: Optional[str] = None,
         text: Optional[bool] = None,
+        universal_newlines: Optional[bool] = None,
         **options: Unpack[Options],
     ) -> CompletedProcess[str]: ...
 
@@ -251,6 +253,7 @@ class Jobserver:
         encoding: Optional[str] = None,
         errors: str,
         text: Optional[bool] = None,
+        universal_newlines: Optional[bool] = None,
         **options: Unpack[Options],
     ) -> CompletedProcess[str]: ...
 
@@ -260,13 +263,31 @@ class Jobserver:
         args: Arguments,
         *,
         style: Style = "auto",
-        input: Optional[bytes] = None,
+        input: Optional[str] = None,
+        capture_output: bool = False,
+        timeout: Optional[float] = None,
+        check: bool = False,
+        encoding: Optional[str] = None,
+        errors: Optional[str] = None,
+        text: Optional[bool] = None,
+        universal_newlines: Literal[True],
+        **options: Unpack[Options],
+    ) -> CompletedProcess[str]: ...
+
+    @overload
+    def run(
+        self,
+        args: Arguments,
+        *,
+        style: Style = "auto",
+        input: Optional[Buffer] = None,
         capture_output: bool = False,
         timeout: Optional[float] = None,
         check: bool = False,
         encoding: None = None,
         errors: None = None,
         text: Optional[Literal[False]] = None,
+        universal_newlines: Optional[Literal[False]] = None,
         **options: Unpack[Options],
     ) -> CompletedProcess[bytes]: ...
 
@@ -275,14 +296,11 @@ class Jobserver:
         args: Arguments,
         *,
         style: Style = "auto",
-        input: Union[str, bytes, None] = None,  # noqa: A002 - as subprocess has it
+        input: Union[str, Buffer, None] = None,  # noqa: A002 - as subprocess has it
         capture_output: bool = False,
         timeout: Optional[float] = None,
         check: bool = False,
-        encoding: Optional[str] = None,
-        errors: Optional[str] = None,
-        text: Optional[bool] = None,
-        **options: Unpack[Options],
+        **options: Unpack[AllOptions],
     ) -> Completed:
         """Run a command on a slot, as `subprocess.run` does, and let it draw on the other slots.
 
@@ -303,7 +321,6 @@ class Jobserver:
         from . import commands, sharing
 
         sharing.check_style(style)
-        is_text = text or encoding is not None or errors is not None
         return commands.run(
             self._resources,
             self._settings,
@@ -313,7 +330,6 @@ class Jobserver:
             capture_output=capture_output,
             timeout=s.check_timeout(timeout),
             check=check,
-            text=commands.Text(encoding, errors) if is_text else None,
             options=options,
         )
 

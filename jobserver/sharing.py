@@ -21,7 +21,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING, Final, Literal, Optional
+from typing import TYPE_CHECKING, Final, Literal, Optional, Union
 
 import attrs
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from .protocols import Grant, Slot
 
 Style = Literal["auto", "fifo", "pipe"]
+Path = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
+Environment = Union[Mapping[str, Path], Mapping[bytes, Path]]
+
 STYLES: Final = ("auto", "fifo", "pipe")
 
 _SECONDS: Final = 10.0  # for a make to print its version
@@ -60,7 +63,7 @@ def share(
     style: Style,
     *,
     program: Optional[str] = None,
-    env: Optional[Mapping[str, str]] = None,
+    env: Optional[Environment] = None,
     deadline: Optional[float] = None,
 ) -> Generator[Share]:
     """A slot for a command, which may draw on the others, within. See `Jobserver.share`.
@@ -93,8 +96,9 @@ def check_style(style: object) -> None:
         raise ValueError(f"style must be one of {', '.join(map(repr, STYLES))}, not {style!r}")
 
 
-def _revised(env: Optional[Mapping[str, str]], settings: Settings) -> dict[str, str]:
-    revised = dict(os.environ if env is None else env)
+def _revised(env: Optional[Environment], settings: Settings) -> dict[str, str]:
+    given = os.environ if env is None else env
+    revised = {os.fsdecode(name): os.fsdecode(value) for name, value in given.items()}
     for name, value in settings.env:
         if value is None:
             revised.pop(name, None)

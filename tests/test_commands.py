@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import inspect
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from jobserver import Blocked, CallbackRaised, Jobserver
+from jobserver import Blocked, CallbackRaised, Jobserver, commands
 from jobserver.make import Descriptors, Fifo, find_auth
 from tests.processes import check_slots, run_program
 from tests.work import PATIENCE, Gate, add, await_file, pass_gate, raise_value_error
@@ -44,10 +45,15 @@ def environment(js: Jobserver, **options: Any) -> dict[str, str]:
         ("echo $0 out; exit 2", {"shell": True, "stdout": -1}),
         (["printf", "a\\r\\nb\\rc\\n\\303\\244"], {"stdout": -1, "text": True}),
         (["printf", "a\\r\\nb\\rc\\n\\303\\244"], {"stdout": -1}),
+        (["printf", "a\\r\\nb"], {"stdout": -1, "text": True, "bufsize": 1}),
         (["printf", "\\344"], {"stdout": -1, "encoding": "latin-1"}),
         (["printf", "a\\377"], {"stdout": -1, "errors": "replace", "encoding": "ascii"}),
         (["cat"], {"stdout": -1, "input": b"in\n"}),
         (["cat"], {"stdout": -1, "input": b""}),
+        (["cat"], {"stdout": -1, "input": memoryview(bytearray(b"in"))}),
+        (["cat"], {"stdout": -1, "input": "\u00e4\r\n", "universal_newlines": True}),
+        (["cat"], {"stdout": -1, "input": "\u00e4b", "errors": "ignore", "encoding": "ascii"}),
+        (["sh", "-c", "echo $ADDED"], {"stdout": -1, "env": {b"ADDED": Path("/\udce4")}}),
         (["cat"], {"stdout": -1, "input": "\u00e4\n", "text": True}),
         (["cat"], {"stdout": -1, "input": "\u00e4", "encoding": "latin-1"}),
         (["cat"], {"stdin": subprocess.PIPE, "stdout": -1}),
@@ -61,6 +67,81 @@ def environment(js: Jobserver, **options: Any) -> dict[str, str]:
 def test_gives_what_subprocess_gives(args: Any, options: Any) -> None:
     with Jobserver("fork", 1) as js:
         assert repr(js.run(args, **options)) == repr(subprocess.run(args, check=False, **options))
+
+
+# Says what became of the arguments below; given two descriptors.
+DESCRIBE = """
+for fd in $1 $2; do test -e /proc/$$/fd/$fd; echo open $?; done; grep SigIgn /proc/$$/status
+umask; id -u; id -g; id -G; pwd; cat; echo "$ADDED"; echo err >&2; printf '\\303\\244\\r\\n'
+set -- $(cat /proc/$$/stat); [ $5 = $$ ]; echo leads group $?; [ $6 = $$ ]; echo leads session $?
+"""
+NOBODY = 65534
+
+
+def arguments(fd: int) -> dict[str, Any]:
+    """A value for each argument of `subprocess.Popen`."""
+    return {
+        "bufsize": 0,
+        "close_fds": False,
+        "cwd": "/",
+        "encoding": "latin-1",
+        "env": {"ADDED": "1"},
+        "errors": "replace",
+        "executable": "/bin/echo",
+        "extra_groups": [NOBODY],
+        "group": NOBODY,
+        "pass_fds": [fd],
+        "pipesize": 1 << 14,
+        "preexec_fn": lambda: os.umask(0o27),
+        "process_group": 0,
+        "restore_signals": False,
+        "shell": True,
+        "start_new_session": True,
+        "stderr": subprocess.PIPE,
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.DEVNULL,
+        "text": True,
+        "umask": 0o27,
+        "universal_newlines": True,
+        "user": NOBODY,
+    }
+
+
+WINDOWS = {"creationflags", "startupinfo"}
+POPEN = set(inspect.signature(subprocess.Popen).parameters) - {"args"} - WINDOWS
+UNSEEN = {"bufsize", "pipesize", "stdin"}  # by this command
+
+
+@pytest.mark.parametrize("name", sorted(POPEN))
+def test_an_argument_has_the_effect_that_it_has_on_subprocess(name: str) -> None:
+    def outcome(run: Any, **options: Any) -> str:
+        command = ["sh", "-c", DESCRIBE, "sh", str(inheritable), str(private)]
+        try:
+            return repr(run(command, **{"stdout": subprocess.PIPE, **options}))
+        except OSError as error:  # who may not become another user
+            return repr(error)
+
+    private, inheritable = os.pipe()
+    os.set_inheritable(inheritable, True)
+    given = {name: arguments(private)[name]}
+    with Jobserver("fork", 1) as js:
+        ours = outcome(js.run, **given)
+        assert ours == outcome(subprocess.run, **given)
+        assert (ours == outcome(js.run)) == (name in UNSEEN)
+    os.close(private)
+    os.close(inheritable)
+
+
+def test_arguments_are_those_of_subprocess() -> None:
+    """Of its newest version: what the running one does not know, it refuses."""
+    known = set(commands.AllOptions.__annotations__)
+    assert not POPEN - known
+    with Jobserver("fork", 1) as js:
+        for name in known - POPEN:
+            with pytest.raises(TypeError, match=name):
+                js.run(["true"], **{name: arguments(0)[name]})
+    own = set(inspect.signature(subprocess.run).parameters) - {"popenargs", "kwargs"}
+    assert not own - set(inspect.signature(Jobserver.run).parameters)
 
 
 def test_arguments_may_be_paths() -> None:
@@ -81,6 +162,11 @@ def test_arguments_may_be_paths() -> None:
         (["true"], {"timeout": -1}),
         (["true"], {"timeout": "1"}),
         (["true"], {"cores": 2}),
+        (["true"], {"text": True, "universal_newlines": False}),
+        (["true"], {"stdout": subprocess.PIPE, "encoding": "no such encoding"}),
+        (["true"], {"input": "\u00e4", "encoding": "ascii"}),
+        (["true"], {"env": {"A": 1}}),
+        (["true"], {"env": {"A=B": "1"}}),
         (["no such program"], {}),
         (["true"], {"cwd": "/no/such/folder"}),
         ([], {}),
@@ -90,7 +176,7 @@ def test_what_cannot_be_run_leaves_nothing_behind(args: Any, options: Any, tmp_p
     js = Jobserver("fork", 2)
     js.run(["true"])  # a description is kept for the next slot
     before = os.listdir("/proc/self/fd")
-    with pytest.raises((TypeError, ValueError, OSError, IndexError)):
+    with pytest.raises((TypeError, ValueError, OSError, LookupError, subprocess.SubprocessError)):
         js.run(args, **options)
     assert os.listdir("/proc/self/fd") == before
     check_slots(js, 2, tmp_path / "check")

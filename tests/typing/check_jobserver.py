@@ -145,6 +145,10 @@ def run(js: Jobserver) -> None:
     assert_type(js.run(["make"], text=True, input="y"), CompletedProcess[str])
     assert_type(js.run(["make"], encoding="utf-8"), CompletedProcess[str])
     assert_type(js.run(["make"], errors="replace", style="pipe"), CompletedProcess[str])
+    assert_type(js.run(["make"], universal_newlines=True), CompletedProcess[str])
+    assert_type(js.run(["make"], universal_newlines=False), CompletedProcess[bytes])
+    assert_type(js.run(["make"], input=bytearray(), env={b"A": Path()}), CompletedProcess[bytes])
+    js.run(["make"], universal_newlines=True, input=b"y")  # type: ignore[call-overload]
     js.run(["make"], input="y")  # type: ignore[call-overload]
     js.run(["make"], text=True, input=b"y")  # type: ignore[call-overload]
     js.run(["make"], style="named")  # type: ignore[call-overload]
