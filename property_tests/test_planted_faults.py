@@ -22,8 +22,10 @@ from property_tests.conftest import found
 from property_tests.test_executor import STEPS
 from property_tests.test_executor import TIMES as EXAMPLES
 from property_tests.test_library import TIMES
+from property_tests.test_slot_sources import over_the_pool
 
 FAULTS: dict[str, Callable[[Site], None]] = {}
+POOL_FAULTS: dict[str, Callable[[Site], None]] = {}  # which tier 1 finds in the slots alone
 TREE_FAULTS: dict[str, Callable[[Site], None]] = {}  # which tier 3 finds
 EXECUTOR_FAULTS: dict[str, Callable[[Site], None]] = {}  # which tier 4 finds
 
@@ -62,6 +64,11 @@ class Site:
 
 def fault(plant: Callable[[Site], None]) -> Callable[[Site], None]:
     FAULTS[plant.__name__.replace("_", " ")] = plant
+    return plant
+
+
+def pool_fault(plant: Callable[[Site], None]) -> Callable[[Site], None]:
+    POOL_FAULTS[plant.__name__.replace("_", " ")] = plant
     return plant
 
 
@@ -587,6 +594,27 @@ def map_without_an_end_to_its_time(site: Site) -> None:
     site.put(site.mapping.Results, "_expired", lambda _: False)
 
 
+# Slots for commands.
+
+
+@pool_fault
+def bytes_are_restored_that_a_command_has(site: Site) -> None:
+    def find(original: Any, kernel: object, start: int, stop: int) -> object:
+        return None if start == site.slots.PRESENCE else original(kernel, start, stop)
+
+    site.around(site.kernel.OfdKernel, "find", find)
+
+
+@pool_fault
+def bytes_stay_lost_that_a_killed_command_had(site: Site) -> None:
+    def withdraw(_: object, pool: Any, grant: Any) -> None:
+        site.forks.close(grant.read)
+        site.forks.close(grant.write)
+        pool.kernel.close(grant.presence)
+
+    site.around(site.slots.SlotPool, "withdraw", withdraw)
+
+
 # Processes.
 
 
@@ -697,6 +725,23 @@ def _finds(machine: Any, name: str, tier: str, current: settings) -> bool:
         found.append((name, tier, told))
         return True
     return False
+
+
+@pytest.mark.parametrize("name", POOL_FAULTS)
+def test_is_found_in_the_slots_alone(
+    name: str, subject: ModuleType, machines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    POOL_FAULTS[name](Site(subject, monkeypatch))
+    quick = settings.get_profile("quick")
+    current = settings(
+        quick,
+        max_examples=5 * quick.max_examples,
+        stateful_step_count=50,
+        phases=[Phase.generate],
+        database=None,
+    )
+    machine = over_the_pool(subject, machines)
+    assert _finds(machine, name, "tier 1", current), f"nobody has found this fault: {name}"
 
 
 @pytest.mark.parametrize("name", TREE_FAULTS)

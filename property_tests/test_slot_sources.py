@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 
-@pytest.mark.parametrize("source", ["pool", "double"])
-def test_any_use(source: str, subject: ModuleType, machines: Any) -> None:
+def over_the_pool(subject: ModuleType, machines: Any) -> Any:
+    """The machine of a source of slots, over the library's own."""
     pool = importlib.import_module(f"{subject.__name__}.slots").SlotPool
 
     class Pool(machines.Slots):  # type: ignore[misc]  # of whichever subject
@@ -28,5 +28,10 @@ def test_any_use(source: str, subject: ModuleType, machines: Any) -> None:
         def readable(self) -> bool:
             return bool(select.select([self.slots.fileno()], [], [], 0)[0])
 
-    machine = machines.Slots if source == "double" else Pool
+    return Pool
+
+
+@pytest.mark.parametrize("source", ["pool", "double"])
+def test_any_use(source: str, subject: ModuleType, machines: Any) -> None:
+    machine = machines.Slots if source == "double" else over_the_pool(subject, machines)
     run_state_machine_as_test(machine, settings=settings(stateful_step_count=50))

@@ -246,6 +246,7 @@ class Slots(RuleBasedStateMachine):
         self.programs.append(program)
         program.tokens = min(takes, self.free)
         for _ in range(program.tokens):
+            assert self.readable(), "a byte is missing"  # whose reader would wait for ever
             assert os.read(program.grant.read, 1)
         self.free -= program.tokens
         self.tell("run_a_program", f"takes {program.tokens}")
