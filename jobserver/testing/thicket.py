@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import random
 import signal
+import subprocess
 import time
 import traceback
 from collections.abc import Generator
@@ -27,6 +28,14 @@ from . import fuses, journal, oracle
 
 _OUTSTANDING: Final = 6  # Futures at most that the root keeps
 _FAN: Final = 4  # things at most that a branch does
+
+# As build tools do: takes a slot if there is one, naps for so many seconds, and gives it back.
+_COMMAND: Final = """
+pipe=${MAKEFLAGS##*=}
+token=$(dd if=/proc/self/fd/${pipe%,*} iflag=nonblock bs=1 count=1 2> /dev/null)
+sleep $1
+printf %s "$token" > /proc/self/fd/${pipe#*,}
+"""
 
 
 @attrs.frozen
@@ -112,6 +121,7 @@ class _Grower:
             self.submit_impatiently: 3,
             self.submit_without_slot: 1,
             self.map: 1 * patient,
+            self.run: 2 * patient,
             self.look: 2,
             self.send_signal: 1,
             self.execute: 1 * (patient and scene.executors),
@@ -167,6 +177,13 @@ class _Grower:
                     next(results, None)
                 except LostResult as error:
                     self._lost(error)
+
+    def run(self) -> None:
+        """A command, on the slot of this very process if it has one."""
+        nap = str(self.scene.nap * self.draw.random())
+        with oracle.waiting(self.scene.oracle):
+            command = ["sh", "-c", _COMMAND, "sh", nap]
+            self.js.run(command, style="pipe", stdin=subprocess.DEVNULL)
 
     def look(self) -> None:
         """See how one is doing, not at all or for a moment."""
