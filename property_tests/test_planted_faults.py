@@ -623,6 +623,11 @@ def a_forked_child_keeps_the_channels_of_its_siblings(site: Site) -> None:
     site.put(site.forks, "private", lambda fd: fd)
 
 
+@tree_fault
+def an_answer_before_what_the_work_has_submitted_is_over(site: Site) -> None:
+    site.put(site.serving, "drain", None)
+
+
 # The executor.
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import time
 from pathlib import Path
 from typing import Final, Optional
 
 import attrs
+
+from .. import forks
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PF_FORKNOEXEC: Final = 0x40  # forked, and has not executed another program
@@ -142,12 +145,72 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def descendants_of(pid: int) -> set[int]:
+    """The living and the zombies below a process, however deep."""
+    found: set[int] = set()
+    pending = [pid]
+    while pending:
+        below = children_of(pending.pop())
+        found.update(below)
+        pending += below
+    return found
+
+
 def stat_of(pid: int) -> Optional[list[str]]:
     """What /proc/PID/stat says after the name: state, parent, group, session, ..."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def ends_within(pidfd: int, patience: float) -> bool:
+    """Whether a process ends, and is at least a zombie, before patience does."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(patience * 1000))
+
+
+def tasks_of(pid: int) -> int:
+    """How many threads a process has."""
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def is_stopped(pid: int) -> bool:
+    fields = stat_of(pid)
+    return fields is not None and fields[0] == "T"
+
+
+def connections_of(pid: int) -> set[str]:
+    """The pipes and the ends of sockets that a process has."""
+    names = descriptors_of(pid).values()
+    return {name for name in names if name.startswith(("pipe:", "socket:"))}
+
+
+def descriptors_of(pid: Optional[int] = None) -> dict[str, str]:
+    """What is open in a process, by default this one."""
+    found: dict[str, str] = {}
+    folder = f"/proc/{pid or 'self'}/fd"
+    for fd in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found[fd] = os.readlink(f"{folder}/{fd}")
+    return found
+
+
+def has_answered(pid: int, fd: int) -> bool:
+    """Whether there is something in a pipe, of which a process has the other end as `fd`."""
+    # For a moment there is one more reader, of which no forked child gets a copy.
+    with forks.opening:
+        try:
+            pipe = forks.private(os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK))
+        except FileNotFoundError:
+            return False
+        try:
+            poll = select.poll()
+            poll.register(pipe, select.POLLIN)
+            return any(events & select.POLLIN for _, events in poll.poll(0))
+        finally:
+            forks.close(pipe)
 
 
 def _command(pid: int) -> bytes:

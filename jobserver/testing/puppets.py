@@ -18,6 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, Final, Optional
 
+from .. import worker
 from ..errors import Blocked, CallbackRaised, LostResult
 
 if TYPE_CHECKING:
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
     from ..server import Jobserver
 
 Outcome = tuple[Any, ...]
+Via = tuple[int, Optional[int]]  # which handle, and how many pieces of work its workers may serve
 
 PATIENCE: Final = 60.0  # seconds; what takes so long hangs
 HUGE: Final = 1 << 20  # bytes: more than a pipe holds
 EXITCODE: Final = 7  # of a worker that leaves without an answer
+PLAIN: Final[Via] = (0, 1)  # a fresh worker
+IDLE: Final = 3600.0  # seconds: no worker leaves by itself, unless it is to do so at once
+
 
 _LARGEST: Final = 1 << 16  # bytes of a message
 _PAUSE: Final = 0.001  # seconds between two looks for what nobody tells of
@@ -51,7 +56,7 @@ class Voice:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.connect(address)
         voice = cls(connection)
-        voice.say((name, os.getpid()))
+        voice.say((name, os.getpid(), worker.answering))
         return voice
 
     def say(self, message: tuple[Any, ...]) -> None:
@@ -101,17 +106,23 @@ def what_comes_of(call: Callable[[], object]) -> Outcome:
 
 def play(jobserver: Jobserver, address: str, number: int) -> object:
     """The work of every puppet: to obey until it is told how to end."""
-    # A forked child has copies of its parent's.
-    while _sockets:
-        _sockets.pop().close()
     stage = Stage(jobserver, address)
     _kept.append(stage)
     return stage.obey(number)
 
 
-def echo(value: int) -> int:
-    """Work that ends by itself."""
-    return value
+def echo(value: int) -> tuple[int, int]:
+    """Work that ends by itself, and tells where it ran."""
+    return value, os.getpid()
+
+
+def _close_inherited() -> None:
+    """In a forked child: these are copies of its parent's."""
+    while _sockets:
+        _sockets.pop().close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 class Stage:
@@ -168,10 +179,10 @@ class Stage:
     # Commands.
 
     def submit(
-        self, number: int, consume: int, timeout: Optional[float], handle: int, callbacks: int
+        self, number: int, consume: int, timeout: Optional[float], via: Via, callbacks: int
     ) -> None:
         """Have a puppet below this one."""
-        js = self._handle(handle)
+        js = self._handle(via)
         args = js, self._address, number
         future = js.submit(play, args=args, consume=consume, timeout=timeout)
         self.futures[number] = future
@@ -180,9 +191,9 @@ class Stage:
         for seqno in range(callbacks):
             assert future.when_done(called.append, seqno) == seqno
 
-    def refuse(self) -> None:
+    def refuse(self, via: Via) -> None:
         """Submit what cannot be pickled."""
-        self.handles[0].submit(echo, args=(threading.Lock(),), timeout=0)
+        self._handle(via).submit(echo, args=(threading.Lock(),), timeout=0)
 
     def done(self, number: int, timeout: float = 0) -> bool:
         return self.futures[number].done(timeout)
@@ -207,8 +218,8 @@ class Stage:
 
     def _submits(self, number: int) -> None:
         """The slot of what is done is back by now."""
-        future = self.handles[0].submit(echo, args=(number,), timeout=0)
-        self.called[number].append(future.result(PATIENCE))
+        future = self._handle(PLAIN).submit(echo, args=(number,), timeout=0)
+        self.called[number].append(future.result(PATIENCE)[0])
 
     def noted(self, number: int, count: int) -> list[object]:
         """What so many callbacks noted. Another thread may be at it, if it observes the same."""
@@ -220,8 +231,8 @@ class Stage:
         """Drop the Future."""
         del self.futures[number], self.called[number]
 
-    def reclaim(self, handle: int) -> None:
-        self._handle(handle).reclaim_resources()
+    def reclaim(self, via: Via) -> None:
+        self._handle(via).reclaim_resources()
 
     def derive(self, how: str) -> None:
         js = self.handles[-1]
@@ -241,19 +252,25 @@ class Stage:
         self.handles[0].__exit__(None, None, None)
 
     def map(
-        self, count: int, taken: int, chunksize: int, buffersize: Optional[int]
-    ) -> list[object]:
+        self, count: int, taken: int, chunksize: int, buffersize: Optional[int], via: Via
+    ) -> list[tuple[int, int]]:
         """The first results of a map that is abandoned then."""
         calls = ((value,) for value in range(count))
-        results = self.handles[-1].map(echo, calls, chunksize=chunksize, buffersize=buffersize)
+        js = self._handle(via)
+        results = js.map(echo, calls, chunksize=chunksize, buffersize=buffersize)
         return list(itertools.islice(results, taken))
 
-    def at_once(self, count: int) -> list[Outcome]:
+    def one_by_one(self, count: int, via: Via, idle: float) -> list[tuple[int, int]]:
+        """Results of work of which each is awaited before the next is submitted."""
+        js = self._handle(via, idle)
+        return [js(echo, value).result(PATIENCE) for value in range(count)]
+
+    def at_once(self, count: int, most: Optional[int]) -> list[Outcome]:
         """Have threads submit and wait at the same time: what comes of each."""
         outcomes: list[Outcome] = [()] * count
 
         def submit_and_wait(value: int) -> None:
-            js = self._handle(value)
+            js = self._handle((value, most))
             outcomes[value] = what_comes_of(lambda: js(echo, value).result(PATIENCE))
 
         threads = [
@@ -286,8 +303,9 @@ class Stage:
 
         return _await(are_so_few) and self._tracked() == count
 
-    def _handle(self, number: int) -> Jobserver:
-        return self.handles[number % len(self.handles)]
+    def _handle(self, via: Via, idle: float = IDLE) -> Jobserver:
+        number, most = via
+        return self.handles[number % len(self.handles)].replace_workers(most, idle)
 
 
 def _await(condition: Callable[[], bool]) -> bool:
