@@ -18,8 +18,8 @@ Gate = Callable[[], Optional[float]]
 class Reuse:
     """Workers that serve many submissions."""
 
-    max_tasks: Optional[int] = None  # None: any number
-    idle: float = 10.0  # seconds without work after which one leaves
+    max_tasks: Optional[int]  # None: any number
+    idle: float  # seconds without work after which one leaves
 
 
 @attrs.frozen

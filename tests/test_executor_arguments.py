@@ -9,7 +9,7 @@ from collections import Counter
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import pytest
 
@@ -187,6 +187,21 @@ def test_max_tasks_per_child_bounds_them(method: str) -> None:
         futures = [executor.submit(getpid) for _ in range(3)]
         executor.shutdown()
     assert len({future.result() for future in futures}) == 3
+
+
+@pytest.mark.parametrize(("of_the_handle", "own"), [(None, 2), (2, 3), (3, 2)])
+def test_the_lower_bound_holds(of_the_handle: Optional[int], own: int) -> None:
+    with Jobserver("spawn", 1) as js:
+        handle = js.replace_workers(of_the_handle)
+        with closing_executor(JobserverExecutor(handle, max_tasks_per_child=own)) as executor:
+            pids = [executor.submit(getpid).result(PATIENCE) for _ in range(3)]
+    assert pids[0] == pids[1] != pids[2]
+
+
+def test_a_bound_does_not_reuse_the_workers_of_a_handle_that_does_not() -> None:
+    with Jobserver("spawn", 1) as js:
+        with closing_executor(JobserverExecutor(js, max_tasks_per_child=3)) as executor:
+            assert len({executor.submit(getpid).result(PATIENCE) for _ in range(2)}) == 2
 
 
 def test_the_initializer_runs_in_every_worker_before_its_work(method: str) -> None:

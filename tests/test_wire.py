@@ -286,3 +286,50 @@ def test_one_of_several_endings() -> None:
     with pytest.raises(Plain, match="why") as raised:
         wire.load_ending(ending(wire.pack_error(caught(Plain("why")))))
     assert isinstance(raised.value.__cause__, wire.RemoteTraceback)
+
+
+class Strange:
+    """Of no built-in type."""
+
+
+def endings_of(*ends: object) -> wire.Endings:
+    """Of several calls in one frame, each of which returned this or, if it can be, raised it."""
+    raised = {at: end for at, end in enumerate(ends) if isinstance(end, BaseException)}
+    apart = {at: wire.pack_error(caught(error)).ending() for at, error in raised.items()}
+    values = [None if at in raised else end for at, end in enumerate(ends)]
+    return wire.Endings(wire.pack_values(values, apart), apart)
+
+
+def test_several_endings_are_taken_in_order() -> None:
+    endings = endings_of(Plain("a"), 1, [2], Plain("b"), SystemExit(3), None)
+    taken: list[object] = []
+    for left in range(6, 0, -1):
+        assert len(endings) == left
+        try:
+            taken.append(endings.take())
+        except (Plain, SystemExit) as error:
+            taken.append(str(error))
+    assert len(endings) == 0
+    assert taken == ["a", 1, [2], "b", "3", None]
+
+
+def test_values_come_together_up_to_the_next_exception() -> None:
+    endings = endings_of(1, 2, Plain("a"), 3)
+    assert list(endings.take_together()) == [1, 2]
+    assert list(endings.take_together()) == []
+    with pytest.raises(Plain, match="a"):
+        endings.take()
+    assert list(endings.take_together()) == [3]
+    assert list(endings.take_together()) == []
+
+
+def test_a_value_that_is_not_picklable_costs_no_other() -> None:
+    endings = endings_of(1, threading.Lock(), Strange(), Plain("a"))
+    assert list(endings.take_together()) == []
+    assert endings.take() == 1
+    with pytest.raises(RuntimeError, match="lock' is not picklable"):
+        endings.take()
+    assert isinstance(endings.take(), Strange)
+    with pytest.raises(Plain, match="a"):
+        endings.take()
+    assert len(endings) == 0
