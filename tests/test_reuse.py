@@ -83,6 +83,13 @@ def test_a_new_handle_leaves_the_old_one_as_it_was() -> None:
         assert len(set(one_after_another(reusing.replace_workers(1), 2))) == 2
 
 
+def test_a_fresh_one_under_fork_runs_what_cannot_be_pickled() -> None:
+    with Jobserver("fork", 1) as js:
+        assert js.replace_workers(max_tasks=1)(lambda: 7).result(PATIENCE) == 7
+        with pytest.raises(TypeError, match="not picklable"):
+            js.replace_workers(max_tasks=2)(lambda: 7)
+
+
 def test_handles_with_other_settings_share_the_workers(method: str) -> None:
     with Jobserver(method, 1) as base:
         js = base.replace_workers()

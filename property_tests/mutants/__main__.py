@@ -50,7 +50,7 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
     "settings": [
         (*QUICK, "tests/test_settings.py"),
         (*QUICK, "tests/test_submit.py", "tests/test_future.py", "-k", "timeout"),
-        (*QUICK, "tests/test_reuse.py", "-k", "max_tasks or told or handle or bad_idle"),
+        (*QUICK, "tests/test_reuse.py", "-k", "max_tasks or told or fresh or handle or bad_idle"),
         (*QUICK, "tests/test_executor_arguments.py", "-k", "max_tasks or bound"),
     ],
     "wire": [
@@ -73,7 +73,7 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
         (*QUICK, "tests/test_callbacks.py"),
         (*QUICK, "tests/test_nesting.py", "--start-method=spawn", "-k", "spawn and among"),
         (*QUICK, "tests/test_map.py", "-k", "refuses or callable or inputs or keyword_names"),
-        (*QUICK, "tests/test_reuse.py", "-k", "max_tasks or told or bad_idle"),
+        (*QUICK, "tests/test_reuse.py", "-k", "max_tasks or fresh or bad_idle"),
         (*QUICK, "tests/test_joined.py", "-k", "implicit_slot or without or reason or says_so"),
         (*QUICK, "tests/test_commands.py", "-k", "gives or slot or check or closed or styles"),
         (*QUICK, "tests/test_commands.py", "-k", "killed_at or cannot_be_run or revised"),
