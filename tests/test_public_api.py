@@ -37,8 +37,18 @@ SIGNATURES = [
         Jobserver.map,
         "(self, fn, argses=None, kwargses=None, *, timeout=None, chunksize=1, buffersize=None)",
     ),
+    (
+        Jobserver.run,
+        (
+            "(self, args, *, style='auto', input=None, capture_output=False, timeout=None, "
+            "check=False, **options)"
+        ),
+    ),
+    (Jobserver.share, "(self, style='auto')"),
+    (Jobserver.from_environ, "(context=None)"),
     (Jobserver.reclaim_resources, "(self)"),
     (Jobserver.replace_preexec, "(self, fn, /, *args, **kwargs)"),
+    (Jobserver.replace_workers, "(self, max_tasks=None, idle=10.0)"),
     (Future.done, "(self, timeout=0)"),
     (Future.wait, "(self, timeout=None, *, signal=None)"),
     (Future.result, "(self, timeout=None)"),

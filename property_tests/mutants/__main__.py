@@ -7,6 +7,7 @@ Linux, to end what a mutant leaves running.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import difflib
 import os
@@ -115,6 +116,7 @@ def mutants_of(module: str) -> list[Mutant]:
     """All that are tried, in the order of their places."""
     path = Path("jobserver", f"{module}.py")
     source = path.read_text()
+    overloads = _lines_of_overloads(source)
     session = Path(f"mutants-{module}.sqlite")
     session.unlink(missing_ok=True)
     found: dict[str, Mutant] = {}
@@ -122,7 +124,7 @@ def mutants_of(module: str) -> list[Mutant]:
         init([path], db, {})
         for item in db.work_items:
             (spec,) = item.mutations
-            if counts(spec.operator_name):
+            if counts(spec.operator_name) and spec.start_pos[0] not in overloads:
                 operator = plugins.get_operator(spec.operator_name)()
                 code = mutate_code(source, operator, spec.occurrence)
                 if code is not None and code != source and _compiles(code):
@@ -132,6 +134,17 @@ def mutants_of(module: str) -> list[Mutant]:
                         code, Mutant(module, name, spec.start_pos[0], code, was, becomes)
                     )
     return sorted(found.values(), key=lambda mutant: (mutant.line, mutant.becomes))
+
+
+def _lines_of_overloads(source: str) -> set[int]:
+    """They are annotations, and do nothing."""
+    return {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+        and any(ast.unparse(decorator) == "overload" for decorator in node.decorator_list)
+        for line in range(node.decorator_list[0].lineno, node.body[-1].lineno + 1)
+    }
 
 
 def _compiles(code: str) -> bool:

@@ -8,7 +8,7 @@ Of Cosmic Ray's replacements of one operator only those are tried that could hav
 arithmetic operator by its opposite, a comparison by its boundary and its negation. The rest (`is`
 by `<`, `-` by `**`) raise TypeError at once, which would make any score look well.
 
-Annotations, docstrings and the texts of messages are left as they are.
+Annotations, overloads, docstrings and the texts of messages are left as they are.
 """
 
 from __future__ import annotations
