@@ -182,6 +182,15 @@ def test_what_cannot_be_run_leaves_nothing_behind(args: Any, options: Any, tmp_p
     check_slots(js, 2, tmp_path / "check")
 
 
+def test_an_unknown_style_is_refused_before_a_slot_is_taken() -> None:
+    unknown: Any = "named pipe"
+    with Jobserver("fork", 1) as js:
+        with pytest.raises(ValueError, match=r"style must be one of .*, not 'named pipe'"):
+            js.share(unknown)
+        with js.share():  # nobody else has the one slot
+            pass
+
+
 def test_check_raises_with_what_was_written(tmp_path: Path) -> None:
     js = Jobserver("fork", 1)
     command = ["sh", "-c", "echo out; echo err >&2; exit 3"]

@@ -76,8 +76,8 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
         (*QUICK, "tests/test_map.py", "-k", "refuses or callable or inputs or keyword_names"),
         (*QUICK, "tests/test_reuse.py", "-k", "max_tasks or fresh or bad_idle"),
         (*QUICK, "tests/test_joined.py", "-k", "implicit_slot or without or reason or says_so"),
-        (*QUICK, "tests/test_commands.py", "-k", "gives or slot or check or closed or styles"),
-        (*QUICK, "tests/test_commands.py", "-k", "killed_at or cannot_be_run or revised"),
+        (*QUICK, "tests/test_commands.py", "-k", "gives or slot or check or closed"),
+        (*QUICK, "tests/test_commands.py", "-k", "killed_at or cannot_be_run or revised or style"),
     ],
     "slots": [
         (*MACHINES, "property_tests/test_slot_sources.py", "tests/test_receipts.py"),
