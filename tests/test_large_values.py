@@ -391,6 +391,17 @@ def test_blocks_that_cannot_be_mapped_are_read(monkeypatch: pytest.MonkeyPatch) 
         os.close(file)
 
 
+def test_no_frame_is_sent_without_its_file() -> None:
+    channel = ResultChannel()
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs, pytest.raises(ConnectionError):
+        wire.pack_value(blob(SIZE)).send(channel.reply, theirs.fileno())
+    channel.close_reply()
+    assert channel.receive() is Closed.CLOSED
+    channel.close()
+
+
 @pytest.mark.parametrize("length", [1, wire.HEADER.size, wire.HEADER.size + 1])
 def test_a_channel_that_ends_within_the_frame(length: int) -> None:
     channel = ResultChannel()

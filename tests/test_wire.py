@@ -9,7 +9,7 @@ from typing import Any, Callable, NoReturn, Optional
 
 import pytest
 
-from jobserver import wire
+from jobserver import memory, wire
 from jobserver.channel import ResultChannel
 from jobserver.protocols import Closed
 from tests.work import add
@@ -27,6 +27,7 @@ def sent(packet: wire.Packet, monkeypatch: pytest.MonkeyPatch, most: int = 1 << 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", write)
+        patch.setattr(memory, "open_unnamed", None)  # there is nothing to send a file through
         packet.send(-7, last=False)
     return writes
 
@@ -130,6 +131,10 @@ def test_the_last_frame_says_so(packet: wire.Packet) -> None:
         frame = channel.receive()
         assert isinstance(frame, wire.Frame)
         assert (frame.kind, frame.last) == (packet.kind, last)
+    packet.send(channel.reply)  # as one does that says nothing of others
+    frame = channel.receive()
+    assert isinstance(frame, wire.Frame)
+    assert frame.last
     channel.close_reply()
     assert channel.receive() is Closed.CLOSED
     channel.close()
@@ -259,6 +264,28 @@ def test_a_large_body_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     packet = wire.pack_value([value])
     assert sum(part is value for part in packet.pickled.stream) == 1
     assert value in sent(packet, monkeypatch)
+
+
+def test_what_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "LARGE", 100)
+    for size in (99, 100):
+        pickled = wire.Pickled()
+        pickled.write(bytes(size))
+        assert pickled.is_large is (size == 100)
+
+
+def test_a_file_is_sent_through_a_socket_of_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 0 as well, where standard input is closed."""
+    through: list[int] = []
+
+    def send_file(over: int, file: int, content: bytes) -> int:
+        through.append(over)
+        return len(content)
+
+    monkeypatch.setattr(wire, "LARGE", 100)
+    monkeypatch.setattr(memory, "send_file", send_file)
+    wire.pack_value(b"x" * 100).send(0, 0)
+    assert through == [0]
 
 
 @pytest.mark.parametrize("size", [0, 1 << 17])

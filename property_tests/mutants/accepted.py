@@ -43,6 +43,8 @@ class Accepted:
 
 A_SIZE = "a size that nothing depends on: a little more or less is as good"
 ANY_NEGATIVE = "any negative number says that there is none"
+MORE = "it accepts more than is asked for"
+NONE_IS_FALSE = "None is false as well"
 
 ACCEPTED = (
     Accepted(
@@ -153,7 +155,7 @@ ACCEPTED = (
         "give_back",
         "def give_back(self, slot: Slot, *, ended: bool = True) -> bool:",
         ("def give_back(self, slot: Slot, /, ended: bool = True) -> bool:",),
-        "it accepts more than is asked for",
+        MORE,
     ),
     Accepted(
         "slots",
@@ -181,7 +183,7 @@ ACCEPTED = (
         "_enter",
         "return False",
         ("pass",),
-        "None is false as well",
+        NONE_IS_FALSE,
     ),
     Accepted(
         "slots",
@@ -230,6 +232,34 @@ ACCEPTED = (
         "super().__init__(text)",
         ("pass",),
         "BaseException.__new__ has kept the arguments",
+    ),
+    Accepted(
+        "wire",
+        "__init__",
+        "*,",
+        ("/,",),
+        MORE,
+    ),
+    Accepted(
+        "wire",
+        "keep_out",
+        "return False",
+        ("pass",),
+        NONE_IS_FALSE,
+    ),
+    Accepted(
+        "wire",
+        "send",
+        "def send(self, fd: int, files: int = -1, *, last: bool = True) -> None:",
+        ("def send(self, fd: int, files: int = - 2, *, last: bool = True) -> None:",),
+        ANY_NEGATIVE,
+    ),
+    Accepted(
+        "wire",
+        "send",
+        "def send(self, fd: int, files: int = -1, *, last: bool = True) -> None:",
+        ("def send(self, fd: int, files: int = -1, /, last: bool = True) -> None:",),
+        MORE,
     ),
     Accepted(
         "wire",
