@@ -219,6 +219,17 @@ ACCEPTED = (
     Accepted(
         "wire",
         "<module>",
+        "LARGE = 1 << 18 if HAS_MEMFD else sys.maxsize",
+        (
+            "LARGE = 1 << 17 if HAS_MEMFD else sys.maxsize",
+            "LARGE = 1 << 19 if HAS_MEMFD else sys.maxsize",
+            "LARGE = 2 << 18 if HAS_MEMFD else sys.maxsize",
+        ),
+        A_SIZE,
+    ),
+    Accepted(
+        "wire",
+        "<module>",
         "_ONE_WRITE = 1 << 16",
         (
             "_ONE_WRITE = 1 << 17",
@@ -239,6 +250,13 @@ ACCEPTED = (
         "*,",
         ("/,",),
         MORE,
+    ),
+    Accepted(
+        "wire",
+        "dump",
+        "ForkingPickler(self, pickle.HIGHEST_PROTOCOL, True, self.keep_out).dump(value)",
+        ("ForkingPickler(self, pickle.HIGHEST_PROTOCOL, False, self.keep_out).dump(value)",),
+        "only the protocols below 3 look at it: it is for Python 2",
     ),
     Accepted(
         "wire",
@@ -274,5 +292,19 @@ ACCEPTED = (
         'assert isinstance(content, BaseException), "load has checked it"',
         ("pass",),
         "load has checked it; it is for type checkers",
+    ),
+    Accepted(
+        "wire",
+        "reducer_override",
+        'raise TypeError(f"of another type: {type(value)}")',
+        ("pass",),
+        "the pickler refuses None as well",
+    ),
+    Accepted(
+        "wire",
+        "_dump",
+        "if type(value) in _ATOMS and sys.getsizeof(value) < LARGE:",
+        ("if type(value) in _ATOMS and sys.getsizeof(value) <= LARGE:",),
+        A_SIZE,
     ),
 )
