@@ -135,6 +135,7 @@ def test_the_last_frame_says_so(packet: wire.Packet) -> None:
     frame = channel.receive()
     assert isinstance(frame, wire.Frame)
     assert frame.last
+    assert wire.Frame(wire.VALUE, "", memoryview(b"")).last  # likewise
     channel.close_reply()
     assert channel.receive() is Closed.CLOSED
     channel.close()
