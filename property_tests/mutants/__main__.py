@@ -89,7 +89,7 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
         ),
         (*QUICK, "tests/test_slots.py", "-k", "not burns"),
         (*QUICK, "tests/test_nesting.py", "tests/test_recovery.py", "-k", "not forkserver"),
-        (*QUICK, "tests/test_nesting.py", "--start-method=spawn", "-k", "spawn and among"),
+        (*QUICK, "tests/test_recovery.py", "--start-method=spawn", "-k", "spawn and ofd"),
     ],
 }
 
