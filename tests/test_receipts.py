@@ -119,8 +119,9 @@ def test_places_are_where_blocks_begin(tree: Tree) -> None:
     assert all(place % DEPTHS == 0 and 0 <= place < PLACES for place in places)
 
 
-def test_taken_and_given_back(tree: Tree) -> None:
+def test_taken_and_given_back(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tree.member()
+    monkeypatch.setattr(root.kernel, "pause", None)  # nobody is waited for
     slots = [some(root.slots.take()) for _ in range(SLOTS)]
     assert root.slots.take() is None
     assert root.slots.audit() == 0
@@ -205,12 +206,19 @@ def test_a_byte_that_is_about_to_be_taken_is_not_drained(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its taker has the receipt already, so for the moment there is one too many."""
-    root = tree.member()
+    root, other = tree.member(), tree.member()
     receipt, place = tree.kernel.open(), tree.kernel.new_place()
     tree.kernel.lock(receipt, place)
-    monkeypatch.setattr(root.slots.kernel, "pause", tree.kernel.read)
+    taken: list[bytes] = []
+
+    def take_it_and_another() -> None:
+        taken.append(tree.kernel.read())
+        taken.append(some(other.slots.take()).token)
+
+    monkeypatch.setattr(root.kernel, "pause", take_it_and_another)
     assert root.slots.audit() == 0
-    assert tree.free() == SLOTS - 1
+    assert taken == [b"+", b"+"]
+    assert tree.free() == SLOTS - 2
     tree.kernel.unlock(receipt, place)
     tree.kernel.close(receipt)
     assert root.slots.audit() == 1
@@ -303,10 +311,12 @@ def test_lent_it_is_still_one_slot(tree: Tree) -> None:
     second_slot, second = lent(tree, first)
     assert first.lend() is None
     third_slot, third = lent(tree, second)
+    assert [member.slots.out for member in (root, first, second, third)] == [1, 1, 1, 0]
     assert root.slots.audit() == 0
     assert tree.free() == SLOTS - 1
     tree.kill(third)
     assert second.slots.give_back(third_slot)
+    assert second.slots.out == 0
     tree.kill(second)
     assert first.slots.give_back(second_slot)
     assert some(first.lend()).place % DEPTHS == 1

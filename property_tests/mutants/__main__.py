@@ -90,6 +90,7 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
         (*QUICK, "tests/test_slots.py", "-k", "not burns"),
         (*QUICK, "tests/test_nesting.py", "tests/test_recovery.py", "-k", "not forkserver"),
         (*QUICK, "tests/test_recovery.py", "--start-method=spawn", "-k", "spawn and ofd"),
+        (*QUICK, "tests/test_reuse.py", "-k", "serves or as_many or leaves"),
     ],
 }
 

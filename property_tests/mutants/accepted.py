@@ -44,6 +44,7 @@ class Accepted:
 A_SIZE = "a size that nothing depends on: a little more or less is as good"
 ANY_NEGATIVE = "any negative number says that there is none"
 MORE = "it accepts more than is asked for"
+NEVER_0 = "two descriptors are opened before it, and take the number 0 if it is free"
 NONE_IS_FALSE = "None is false as well"
 
 ACCEPTED = (
@@ -159,6 +160,27 @@ ACCEPTED = (
     ),
     Accepted(
         "slots",
+        "grant",
+        "presence, entered = -1, False",
+        ("presence, entered = - 2, False",),
+        ANY_NEGATIVE,
+    ),
+    Accepted(
+        "slots",
+        "grant",
+        "if presence >= 0:",
+        ("if presence > 0:", "if presence >= 1:"),
+        NEVER_0,
+    ),
+    Accepted(
+        "slots",
+        "withdraw",
+        "if grant.presence >= 0:",
+        ("if grant.presence > 0:", "if grant.presence >= 1:"),
+        NEVER_0,
+    ),
+    Accepted(
+        "slots",
         "give_back",
         "def give_back(self, slot: Slot, *, ended: bool = True) -> bool:",
         ("def give_back(self, slot: Slot, /, ended: bool = True) -> bool:",),
@@ -205,6 +227,20 @@ ACCEPTED = (
         "receipt, slot.receipt = slot.receipt, -1",
         ("receipt, slot.receipt = slot.receipt, - 2",),
         ANY_NEGATIVE,
+    ),
+    Accepted(
+        "slots",
+        "_missing",
+        'assert self.count is not None, "whose pool it is knows how many slots it has"',
+        ("pass",),
+        "a pool that was created here or arrived knows it; it is for type checkers",
+    ),
+    Accepted(
+        "slots",
+        "_missing",
+        "present = self.kernel.find(PRESENCE, PRESENCE + 1) is not None",
+        ("present = self.kernel.find(PRESENCE, PRESENCE + 2) is not None",),
+        "there is nobody beyond",
     ),
     Accepted(
         "slots",
