@@ -21,7 +21,7 @@ from multiprocessing import util
 from types import TracebackType
 from typing import Callable, Final, Optional, Protocol, cast
 
-from . import forks, serving
+from . import forks
 from .interrupts import shielded, unshielded
 from .lifecycle import State
 from .poller import KernelPoller
@@ -447,16 +447,14 @@ def _keep_until_drained(engine: Engine) -> None:
     _busy.add(engine)
     if _draining_pid != os.getpid():
         _draining_pid = os.getpid()
-        util.Finalize(None, _drain_all, exitpriority=100)
+        util.Finalize(None, drain_all, exitpriority=100)
 
 
-def _drain_all() -> None:
+def drain_all() -> None:
+    """Wait until nothing runs any more that this process has submitted."""
     # In a forked child that has not tracked anything, they are the parent's.
     while _busy and _draining_pid == os.getpid():
         next(iter(_busy)).drain()
-
-
-serving.drain = _drain_all
 
 
 def advance_orphans() -> None:

@@ -15,7 +15,7 @@ from . import forks, serving, sigterm
 from .callbacks import issue_due
 from .channel import ResultChannel
 from .crew import Crew
-from .engine import Engine, advance_orphans
+from .engine import Engine, advance_orphans, drain_all
 from .errors import Blocked, CallbackRaised
 from .interrupts import shielded
 from .joined import JoinedPool
@@ -407,3 +407,15 @@ class Resources:
             )
         self.crew.close()
         self.engine.release()
+
+
+def _drain() -> None:
+    """At the end of work in a worker that serves: have nothing of it meet the work after it."""
+    drain_all()
+    for resources in _staying.values():
+        with resources.engine.lock:
+            # A fresh worker would end here, and run none of them.
+            resources.group.due.clear()
+
+
+serving.drain = _drain

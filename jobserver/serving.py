@@ -32,7 +32,7 @@ MOST_DESCRIPTORS = 253  # in one message: SCM_MAX_FD of Linux
 _AT_ONCE = 1 << 16  # bytes that are received at once
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
-# Waits for what the work itself has submitted, before the work is answered; see `engine`.
+# Waits for what the work itself has submitted, before the work is answered; see `resources`.
 drain: Optional[Callable[[], None]] = None
 
 # What this process has of its parent, if it runs such a loop: not for the children of its work.

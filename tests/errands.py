@@ -351,6 +351,11 @@ def submit_and_forget(js: Jobserver) -> None:
     assert submit_add(js, 1, 2) == 3
 
 
+def submit_and_forget_a_callback(js: Jobserver) -> int:
+    js.submit(getpid).when_done(raise_lookup_error)
+    return os.getpid()
+
+
 def submit_touch(js: Jobserver, mark: str) -> None:
     js.submit(touch, args=(mark,), timeout=PATIENCE).result(PATIENCE)
 

@@ -194,6 +194,15 @@ def test_an_error_is_its_own_submissions(method: str) -> None:
         assert js(add, 1, 2).result(PATIENCE) == 3
 
 
+def test_callbacks_that_are_left_over_do_not_run_in_later_work(method: str) -> None:
+    with Jobserver(method, 2) as base:
+        js = base.replace_workers()
+        first = js(errands.submit_and_forget_a_callback, js).result(PATIENCE)
+        # Whatever this submits would run them, and raise CallbackRaised.
+        assert js(errands.submit_add, js, 1, 2).result(PATIENCE) == 3
+        assert one_after_another(js, 1) == [first]
+
+
 def test_large_work_and_large_results(method: str) -> None:
     size = 3 << 20
     with Jobserver(method, 1) as base:
