@@ -253,8 +253,7 @@ class SlotPool:
         """Close a grant; recover what its program has left behind, if nobody is left of it."""
         forks.close(grant.read)
         forks.close(grant.write)
-        if grant.presence >= 0:
-            self.kernel.close(grant.presence)
+        self.kernel.close(grant.presence)
         self.audit()
 
     def held(self, slot: Slot) -> worker.Held:

@@ -44,7 +44,6 @@ class Accepted:
 A_SIZE = "a size that nothing depends on: a little more or less is as good"
 ANY_NEGATIVE = "any negative number says that there is none"
 MORE = "it accepts more than is asked for"
-NEVER_0 = "two descriptors are opened before it, and take the number 0 if it is free"
 NONE_IS_FALSE = "None is false as well"
 
 ACCEPTED = (
@@ -170,14 +169,7 @@ ACCEPTED = (
         "grant",
         "if presence >= 0:",
         ("if presence > 0:", "if presence >= 1:"),
-        NEVER_0,
-    ),
-    Accepted(
-        "slots",
-        "withdraw",
-        "if grant.presence >= 0:",
-        ("if grant.presence > 0:", "if grant.presence >= 1:"),
-        NEVER_0,
+        "two descriptors are opened before it, and take the number 0 if it is free",
     ),
     Accepted(
         "slots",
