@@ -250,6 +250,7 @@ def test_nobody_waits_for_the_gate(tree: Tree, alone: bool) -> None:
         os.waitpid(pid, 0)
         os.close(read)
     assert root.slots.audit() == (1 if alone else 0)
+    assert not root.slots.hindered
     root.slots.give_back(other)
     assert tree.free() == SLOTS
 
@@ -714,6 +715,7 @@ def test_a_forked_child_has_lent_nothing_and_opens_receipts_of_its_own(tree: Tre
         try:
             for member in (idle, first):
                 assert not member.slots.is_lent(slot)
+                assert member.slots.out == 0
                 os.dup(0)  # so that none of ours has the number of one of the parent's
                 taken = some(member.slots.take())
                 receipt = taken.receipt
@@ -725,6 +727,28 @@ def test_a_forked_child_has_lent_nothing_and_opens_receipts_of_its_own(tree: Tre
     assert os.waitpid(pid, 0)[1] == 0
     assert first.slots.is_lent(slot)
     assert tree.free() == free
+
+
+def test_a_forked_child_does_not_take_the_place_that_its_parent_has_chosen(tree: Tree) -> None:
+    """Two in one place would be counted as one slot."""
+    root = tree.member()
+    held = [some(root.slots.take()) for _ in range(SLOTS)]
+    assert root.slots.take() is None  # so the place is for the next one
+    for slot in held:
+        root.slots.give_back(slot)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(write, str(some(root.slots.take()).place).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read) as file:
+        theirs = int(file.read())
+    assert os.waitpid(pid, 0)[1] == 0
+    assert some(root.slots.take()).place != theirs
+    assert root.slots.audit() == 1
 
 
 def test_without_receipts_nothing_is_recovered() -> None:
