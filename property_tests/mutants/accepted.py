@@ -180,6 +180,13 @@ ACCEPTED = (
     ),
     Accepted(
         "slots",
+        "give_back",
+        "if entered and (not slot.told or slot.kept or self._is_free(slot.place + 1)):",
+        ("if entered and (not slot.told and slot.kept or self._is_free(slot.place + 1)):",),
+        "it looks where a look can be spared, and finds nobody",
+    ),
+    Accepted(
+        "slots",
         "audit",
         "if missing > 0:",
         ("if missing > -1:", "if missing >= 0:"),
