@@ -15,9 +15,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from tests import conftest as base
-from tests.conftest import _helpers_started, nothing_left, pytest_generate_tests
+from tests.conftest import (
+    _helpers_started,
+    nothing_left,
+    pytest_configure,
+    pytest_generate_tests,
+)
 
-__all__ = ("_helpers_started", "nothing_left", "pytest_generate_tests")
+__all__ = ("_helpers_started", "nothing_left", "pytest_configure", "pytest_generate_tests")
 
 # Processes take the time they take: no deadline, and slow is healthy. A test multiplies the number
 # of examples by what its machine can do in a second.

@@ -11,7 +11,7 @@ from hypothesis.stateful import run_state_machine_as_test
 # How many examples of a profile one of these is worth: a process costs from a millisecond under
 # fork to a tenth of a second under spawn.
 COST = {"fork": 1, "spawn": 4, "forkserver": 4}
-MOST = 200  # examples at once, so that they end before a hang is suspected
+MOST = 100  # examples at once, so that they end before a hang is suspected
 
 
 def test_any_tree(method: str, subject: ModuleType) -> None:

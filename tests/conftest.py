@@ -22,6 +22,15 @@ HANG = 240.0  # seconds; the longest test takes a tenth of it with both cores bu
 GRACE = 30.0  # seconds for workers that are already ending to be gone
 
 
+_stderr = -1  # as it was before pytest captured what is written to it
+
+
+def pytest_configure() -> None:
+    global _stderr
+    if _stderr < 0:
+        _stderr = os.dup(2)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     with contextlib.suppress(ValueError):  # property_tests imports this hook: added already
         parser.addoption(
@@ -131,7 +140,7 @@ def _helpers_started() -> None:
 @pytest.fixture(autouse=True)
 def nothing_left(_helpers_started: None) -> Iterator[None]:
     """Fail a test that leaves a process, a zombie, a descriptor or a thread behind."""
-    faulthandler.dump_traceback_later(HANG, exit=True)
+    faulthandler.dump_traceback_later(HANG, exit=True, file=_stderr)
     gc.collect()
     before = _descendants(), _descriptors(), _threads()
     yield
