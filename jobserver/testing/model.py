@@ -498,7 +498,9 @@ class Model:
             self._part_with(worker)
         elif worker in self.leaving:
             self._reach("reap")
-            self.leaving.remove(worker)
+            # It may just have been parted with, by what was heard of others at the same moment.
+            if worker.fate.exitcode is not None:
+                self.leaving.remove(worker)
 
     def _close(self) -> None:
         """Accept nothing more; those that are idle leave."""
