@@ -61,6 +61,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
+def hang() -> float:
+    """Seconds after which a test hangs: longer than hypothesis may shrink what it has found."""
+    return 600.0
+
+
+@pytest.fixture(scope="session")
 def subject(pytestconfig: pytest.Config) -> ModuleType:
     """The package that is tested."""
     return importlib.import_module(pytestconfig.getoption("--subject"))

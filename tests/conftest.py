@@ -18,7 +18,6 @@ from typing import Optional
 import pytest
 
 METHODS = ("fork", "spawn", "forkserver")
-HANG = 240.0  # seconds; the longest test takes a tenth of it with both cores busy
 GRACE = 30.0  # seconds for workers that are already ending to be gone
 
 
@@ -137,10 +136,16 @@ def _helpers_started() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def hang() -> float:
+    """Seconds after which a test hangs: the longest takes a tenth of it with both cores busy."""
+    return 240.0
+
+
 @pytest.fixture(autouse=True)
-def nothing_left(_helpers_started: None) -> Iterator[None]:
+def nothing_left(_helpers_started: None, hang: float) -> Iterator[None]:
     """Fail a test that leaves a process, a zombie, a descriptor or a thread behind."""
-    faulthandler.dump_traceback_later(HANG, exit=True, file=_stderr)
+    faulthandler.dump_traceback_later(hang, exit=True, file=_stderr)
     gc.collect()
     before = _descendants(), _descriptors(), _threads()
     yield
