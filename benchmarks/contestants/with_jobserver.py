@@ -50,7 +50,8 @@ def jobserver(method: str) -> Generator[Server]:
 @contextmanager
 def reused(method: str) -> Generator[Server]:
     with Jobserver(context=method, slots=SLOTS) as server:
-        yield GrowingChunks(server.replace_workers())
+        # They stay between two rounds, as those of a pool do.
+        yield GrowingChunks(server.replace_workers(idle=3600.0))
 
 
 def tree(method: str, fans: Sequence[int]) -> int:
