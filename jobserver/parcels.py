@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterable
 from multiprocessing import reduction
 from multiprocessing.context import set_spawning_popen
 from typing import TYPE_CHECKING, Callable, Final, Optional, cast
@@ -63,10 +64,14 @@ def pickled(task: Task, needed_by: str) -> wire.Pickled:
 
 def file_of(content: wire.Pickled) -> int:
     """A file without a name that has this content, private to this process."""
+    return _file(content.buffers, content.stream)
+
+
+def _file(buffers: Iterable[memoryview], stream: Iterable[bytes]) -> int:
     with forks.opening:
         file = forks.private(memory.open_unnamed())
     try:
-        memory.store(file, content.buffers, content.stream)
+        memory.store(file, buffers, stream)
     except BaseException:
         forks.close(file)
         raise
@@ -104,14 +109,7 @@ class Initializer(worker.Initialize):
             return
         blocks = [*content.buffers, memoryview(stream)]
         self._sizes = tuple(map(len, blocks))
-        with forks.opening:
-            file = forks.private(memory.open_unnamed())
-        try:
-            memory.store(file, blocks, ())
-        except BaseException:
-            forks.close(file)
-            raise
-        self._file = file
+        self._file = _file(blocks, ())
 
     def __del__(self) -> None:
         if self._file >= 0:

@@ -15,6 +15,7 @@ import pytest
 
 from jobserver import Blocked, Jobserver, JobserverExecutor, LostResult, NoJobserver, joined, server
 from jobserver.cpus import usable_cpus
+from jobserver.make import Fifo
 from tests import builds
 from tests.builds import STYLES, Build, build, run_recipe
 from tests.processes import check_slots
@@ -128,6 +129,24 @@ def test_what_the_killed_had_goes_back(method: str, told: bool, tmp_path: Path) 
                     future.result(PATIENCE)
         check_slots(js, 4, tmp_path / "marks")
         assert outer.tokens() == TOKENS
+
+
+def test_nothing_is_taken_from_make_for_one_who_is_about_to_take(tmp_path: Path) -> None:
+    """He has a receipt already, and no token yet: there is one too many of the two for a moment."""
+    path = str(tmp_path / "fifo")
+    os.mkfifo(path)
+    outer = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    pool = joined.JoinedPool.join(Fifo(path), 3)
+    try:
+        os.write(outer, b"ab")
+        receipt, place = pool.kernel.open(), pool.kernel.new_place()
+        pool.kernel.lock(receipt, place)
+        assert pool.audit() == 0
+        assert os.read(outer, 3) == b"ab"
+        pool.kernel.close(receipt)
+    finally:
+        pool.close()
+        os.close(outer)
 
 
 def test_what_runs_on_below_the_killed_keeps_its_slots(method: str, tmp_path: Path) -> None:

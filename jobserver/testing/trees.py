@@ -101,9 +101,8 @@ class Trees(RuleBasedStateMachine):
         super().__init__()
         self.begun: bool = False
         self.known: set[int] = set()  # those below this process that are not the tree's
-        self.voices: dict[
-            str, tuple[int, Voice, int]
-        ] = {}  # who has introduced himself, unexpected yet
+        # Who has introduced himself, and is not expected yet.
+        self.voices: dict[str, tuple[int, Voice, int]] = {}
         self.members: list[Member] = []
         self.processes: list[Process] = []
         self.units: list[Unit] = []
