@@ -212,8 +212,8 @@ class Results(Iterator[T], Generic[T]):
         if self._broken is None:
             further = max(0, self._size() - len(self._next))
             try:
-                for call in itertools.islice(self._calls, further):
-                    self._next.append(call)
+                # Keeps what there was before an exception.
+                self._next.extend(itertools.islice(self._calls, further))
             except Exception as error:
                 self._broken = error
         if not self._next and self._broken is not None:
@@ -244,7 +244,8 @@ class Results(Iterator[T], Generic[T]):
         if self._chunksize == 1:
             args, kwargs = self._next[0]
             return self._fn, args, kwargs
-        argses, kwargses = zip(*self._next)
+        argses = [args for args, _ in self._next]
+        kwargses = [kwargs for _, kwargs in self._next]
         columns = (argses, kwargses) if any(kwargses) else (argses,)
         return run_chunk, (functools.partial(call_with, self._fn), columns, launched), {}
 

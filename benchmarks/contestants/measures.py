@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 from rounds import SLOTS, MakePool, Pool, Round, Samples
-from work import array, busy, memory, nothing, same, size_of
+from work import array, busy, memory, nothing, pause, same, size_of
 
 
 def _named(contestant: str) -> Any:
@@ -95,6 +95,8 @@ def working(contestant: str, method: str, count: int, seconds: float) -> Generat
     values = [seconds] * count
     ideal = count * seconds / SLOTS
     with _pool(contestant, method) as pool:
+        # Calls one after another need but one worker of those who start them on demand.
+        pool.map(pause, [0.2] * SLOTS)
         yield lambda: {"call": [_timed(lambda: pool.map(busy, values)) / ideal]}
 
 
