@@ -254,7 +254,7 @@ def _work(options: Options, name: str, milliseconds: float, count: int, limit: f
         plan,
         base=None,
         promise=Promise(JOBSERVER, limit),
-        rounds=options.of(3),
+        rounds=options.of(2),
     )
 
 

@@ -55,6 +55,10 @@ class Session:
             start_new_session=True,  # so that its workers end with it
         )
 
+    def await_ready(self) -> None:
+        """Return once everything is made that is no part of a round."""
+        self._line()
+
     def ask(self) -> None:
         """Start a round."""
         assert self._process.stdin is not None
@@ -63,13 +67,16 @@ class Session:
 
     def answer(self) -> Samples:
         """The samples of the round, once it is over."""
+        samples: Samples = json.loads(self._line())
+        return samples
+
+    def _line(self) -> str:
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
         line = self._process.stdout.readline() if ready else ""
         if not line:
             raise NoAnswerError
-        samples: Samples = json.loads(line)
-        return samples
+        return line
 
     def close(self, *, patience: float = 30) -> None:
         """End the process, by force when it does not end at once."""
@@ -96,11 +103,23 @@ def play(
     """
     sessions: dict[K, Session] = {}
     played: dict[K, list[Samples]] = {}
+
+    def leave_out(key: K) -> None:
+        print(f"{title}: no answer from {key}", file=sys.stderr)
+        sessions.pop(key).close(patience=0)
+        played.pop(key, None)
+
     try:
         for key, plan in plans.items():
             if environments.why_missing(plan.environment) is None:
                 sessions[key] = Session(plan)
+        # Not while others are still starting: that would slow down whoever is the first to play.
+        for key in list(sessions):
+            try:
+                sessions[key].await_ready()
                 played[key] = []
+            except NoAnswerError:
+                leave_out(key)
         for number in range(rounds):
             print(f"{title}: round {number + 1} of {rounds}", file=sys.stderr)
             keys = list(sessions)
@@ -114,9 +133,7 @@ def play(
                 try:
                     played[key].append(sessions[key].answer())
                 except (NoAnswerError, ValueError):
-                    print(f"{title}: no answer from {key}", file=sys.stderr)
-                    sessions.pop(key).close(patience=0)
-                    del played[key]
+                    leave_out(key)
     finally:
         for session in sessions.values():
             session.close()
