@@ -397,16 +397,18 @@ class Resources:
         self.closed = True
         self.engine.advance()
         running = len(self.group.tracked)
-        if running:
-            warnings.warn(
-                f"Finalizing {self!r} with {running} running Futures: wait for them, or use the "
-                "Jobserver as a context manager",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
-        self.crew.close()
-        self.engine.release()
+        try:
+            if running:
+                warnings.warn(
+                    f"Finalizing {self!r} with {running} running Futures: wait for them, or use "
+                    "the Jobserver as a context manager",
+                    ResourceWarning,
+                    source=self,
+                    stacklevel=2,
+                )
+        finally:  # the warning may be an error
+            self.crew.close()
+            self.engine.release()
 
 
 def _drain() -> None:

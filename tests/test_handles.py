@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import sys
 import threading
 import warnings
 import weakref
@@ -579,6 +580,26 @@ def test_a_handle_dropped_with_running_futures_warns(number: int, tmp_path: Path
         gate.open()
         # What was promised to the Futures holds all the same.
         assert [future.result(PATIENCE) for future in futures] == list(range(number))
+
+
+def test_a_dropped_handle_is_let_go_of_though_its_warning_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = descriptors()
+    raised: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: raised.append(str(told.exc_value)))
+    with Gate(tmp_path) as gate, warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        js = Jobserver("fork", 1)
+        future = js.submit(pass_gate, args=(gate.path, "value"))
+        del js
+        gc.collect()
+        gate.open()
+        assert future.result(PATIENCE) == "value"
+    assert [bool(re.search(finalizing(1), text)) for text in raised] == [True]
+    del future
+    gc.collect()
+    assert descriptors() == before
 
 
 def test_a_sibling_dropped_while_others_remain_is_silent(tmp_path: Path) -> None:
