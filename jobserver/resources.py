@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import warnings
 import weakref
 from multiprocessing import get_context, reduction
@@ -43,6 +45,7 @@ _MOST_STAYING: Final = 4  # lest the worker run out of descriptors, as each has 
 # The engines whose slots are make's, by what MAKEFLAGS says of them. A process has one implicit
 # slot, so whatever it makes that joins the same jobserver shares one engine.
 _joined: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
+_joining = threading.RLock()
 
 
 def join(context: BaseContext, makeflags: Optional[str]) -> Resources:
@@ -51,11 +54,21 @@ def join(context: BaseContext, makeflags: Optional[str]) -> Resources:
     In work of ours that inherited or was given a handle on it, that handle's.
     """
     auth = find_auth(makeflags)
-    with forks.opening:  # not in two threads at once
+    with _joining:  # not in two threads at once
         engine = _joined.get(str(auth))
         if engine is None or not engine.reopen():
             return Resources.open(context, JoinedPool.join(auth, find_jobs(makeflags)))
     return Resources(context, engine, ContextLauncher(context))
+
+
+def _forget_in_child() -> None:
+    """Another thread may have been joining when this process was forked."""
+    global _joining
+    _joining = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _arrive(

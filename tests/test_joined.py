@@ -8,17 +8,28 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Callable
 
 import pytest
 
-from jobserver import Blocked, Jobserver, JobserverExecutor, LostResult, NoJobserver, joined, server
+from jobserver import (
+    Blocked,
+    Jobserver,
+    JobserverExecutor,
+    LostResult,
+    NoJobserver,
+    forks,
+    joined,
+    server,
+)
 from jobserver.cpus import usable_cpus
+from jobserver.engine import Engine
 from jobserver.make import Fifo
 from tests import builds
 from tests.builds import STYLES, Build, build, run_recipe
-from tests.processes import check_slots
+from tests.processes import check_slots, run_program
 from tests.work import PATIENCE, Gate, await_file, die, getpid, touch_and_pass_gate
 
 TOKENS = b"abc"  # as some makes have them, each its own
@@ -101,6 +112,36 @@ def test_a_process_has_one_implicit_slot(method: str, tmp_path: Path) -> None:
         with Jobserver(method) as anew:
             check_slots(anew, 1, tmp_path / "marks")
         assert outer.tokens() == b""
+
+
+def join_beside_a_submission(directory: str) -> None:
+    """One thread joins while another opens a file in a step of the engine that they share."""
+    opening, joining = threading.Event(), threading.Event()
+    open_file, reopen = forks.open_file, Engine.reopen
+
+    def open_while_joined(path: str, flags: int) -> int:
+        opening.set()
+        assert joining.wait(PATIENCE)
+        return open_file(path, flags)
+
+    def reopen_while_opened(engine: Engine) -> bool:
+        joining.set()
+        return reopen(engine)
+
+    with build(Path(directory), "pipe", TOKENS), Jobserver("fork") as js:
+        patch = pytest.MonkeyPatch()  # to the end of the program
+        patch.setattr(forks, "open_file", open_while_joined)
+        patch.setattr(Engine, "reopen", reopen_while_opened)
+        submitter = threading.Thread(target=js.submit, args=(getpid,))
+        submitter.start()
+        assert opening.wait(PATIENCE)
+        with Jobserver("fork") as other:
+            assert other.submit(getpid).result(PATIENCE) != os.getpid()
+        submitter.join(PATIENCE)
+
+
+def test_joining_while_another_thread_submits(tmp_path: Path) -> None:
+    run_program(join_beside_a_submission, str(tmp_path))
 
 
 def test_in_a_worker_the_handle_rules(method: str, tmp_path: Path) -> None:
