@@ -7,6 +7,7 @@ that is inside a callback therefore never starts another one: it queues the run,
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from typing import Optional
@@ -107,3 +108,12 @@ def _release(run: Run) -> None:
         if run.issuer == threading.get_ident():
             run.issuer = None
             run.issuing.release()
+
+
+def _forget_in_child() -> None:
+    """A child that was forked within a callback is not inside it."""
+    _thread.queue = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

@@ -293,6 +293,23 @@ def test_one_can_submit_and_wait_within(method: str) -> None:
     assert sorted(seen) == [0, 1, 2, 3]
 
 
+def call_back(js: Jobserver) -> list[str]:
+    seen: list[str] = []
+    future = js.submit(add, args=(1, 2))
+    future.when_done(seen.append, "called back")
+    assert future.wait(PATIENCE)
+    return seen
+
+
+def test_work_that_is_submitted_within_has_callbacks_of_its_own(method: str) -> None:
+    futures: list[Future[list[str]]] = []
+    with Jobserver(method, 2) as js:
+        future = js.submit(add, args=(0, 0))
+        future.when_done(lambda: futures.append(js.submit(call_back, args=(js,))))
+        assert future.wait(PATIENCE)
+        assert futures[0].result(PATIENCE) == ["called back"]
+
+
 def test_a_callback_that_registers_itself_goes_deep(method: str) -> None:
     numbers: list[int] = []
     with Jobserver(method, 1) as js:
