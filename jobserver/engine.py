@@ -45,10 +45,11 @@ _draining_pid: Optional[int] = None
 class _Turn:
     """One thread's part in one turn: it leads, with the poller, or it follows, asleep."""
 
-    __slots__ = ("_asleep", "poller", "thread")
+    __slots__ = ("_asleep", "interrupted", "poller", "thread")
 
     def __init__(self) -> None:
         self.poller: Optional[Poller] = None
+        self.interrupted: Optional[_Turn] = None  # the leader that goes on after this one
         self.thread = threading.get_ident()
         self._asleep = threading.Lock()
         self._asleep.acquire()
@@ -253,11 +254,18 @@ class Engine:
         poller = self._poller
         if poller is None or not (self._runs or self._attended):
             return
-        subjects = poller.poll(0)
+        try:
+            subjects = poller.poll(0)
+        except (OSError, ValueError):
+            with self.lock:
+                if self._poller is poller:
+                    raise
+            return  # another thread has closed it, so nothing is left to move along
         if subjects:
             with self.step:
-                self._take_in(subjects)
-                self.notify()
+                if self._poller is poller:
+                    self._take_in(subjects)
+                    self.notify()
         if self._unbegun:
             self._relaunch()
         if self._late:
@@ -333,6 +341,7 @@ class Engine:
         # A leader of this very thread is a wait that this one interrupted: a signal handler's.
         if self._leader is None or self._leader.thread == turn.thread:
             turn.poller = self._open_poller()
+            turn.interrupted = self._leader
             self._leader = turn
         else:
             self._followers.append(turn)
@@ -343,8 +352,9 @@ class Engine:
             return
         with self.step:
             if self._leader is turn:
-                self._leader = None
-                self._wake_followers()
+                self._leader = turn.interrupted
+                # All look again: also who was interrupted, for what it waits for may have come.
+                self.notify()
                 self._close_if_unused()
             elif turn in self._followers:
                 self._followers.remove(turn)

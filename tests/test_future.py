@@ -13,13 +13,15 @@ import time
 import traceback
 import warnings
 import weakref
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, ClassVar
+from typing import Any, Callable, ClassVar, Optional
 
 import pytest
 
 from jobserver import Blocked, CallbackRaised, Future, Jobserver, LostResult, wire
+from jobserver.poller import KernelPoller
 from tests import mischief
 from tests.processes import await_state, check_slots, pid_of
 from tests.work import PATIENCE, Gate, add, identity, pass_gate, raise_value_error, touch
@@ -231,6 +233,31 @@ def test_threads_cross_many_futures(method: str) -> None:
             return sorted(future.result(PATIENCE) for future in turned)
 
         assert list(pool.map(everything, range(6))) == [list(range(1, 13))] * 6
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_asked_while_another_thread_closes(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """The last wait closes what a look in passing of another thread goes through."""
+    with Gate(tmp_path) as gate:
+        with Jobserver(method, 1) as js:
+            future = js.submit(pass_gate, args=(gate.path, "value"))
+        gate.open()
+        await_state(pid_of(future), "Z")
+        poll = KernelPoller.poll
+
+        def beside_another(poller: KernelPoller, timeout: Optional[float]) -> Iterable[object]:
+            monkeypatch.undo()
+            found = [] if before else poll(poller, timeout)
+            waiter = threading.Thread(target=future.wait)
+            waiter.start()
+            waiter.join(PATIENCE)
+            return poll(poller, timeout) if before else found
+
+        monkeypatch.setattr(KernelPoller, "poll", beside_another)
+        assert future.done()
+        assert future.result(0) == "value"
 
 
 def test_time_spent_behind_another_thread_counts(method: str, tmp_path: Path) -> None:

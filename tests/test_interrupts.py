@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,7 +22,7 @@ import pytest
 
 from jobserver import Future, Jobserver
 from tests.conftest import children_of
-from tests.processes import check_slots, run_program
+from tests.processes import await_blocked, check_slots, run_program
 from tests.work import PATIENCE, Gate, await_file, identity, pass_gate, touch_and_pass_gate
 
 SLOTS = 2
@@ -321,3 +322,35 @@ def go_on_with_an_own_handler(method: str, directory: str) -> None:
 
 def test_a_handler_that_returns_ends_no_wait(method: str, tmp_path: Path) -> None:
     run_program(go_on_with_an_own_handler, method, str(tmp_path))
+
+
+def wait_in_a_handler(method: str, directory: str, closed: bool) -> None:
+    """The handler's wait has the end of what the wait that it interrupted waits for."""
+    bench = Bench(method, directory)
+    answers: list[bool] = []
+    with Gate(bench.directory) as gate, ExitStack() as stack:
+        js = stack.enter_context(Jobserver(method, 1))
+        future = js.submit(pass_gate, args=(gate.path, "value"))
+        if closed:
+            stack.close()  # then what the waits need is closed with the end of the work
+
+        def handle(_signum: int, _frame: Optional[FrameType]) -> None:
+            gate.open()
+            answers.append(future.wait(PATIENCE))
+
+        def interrupt() -> None:
+            await_blocked(os.getpid())
+            os.kill(os.getpid(), signal.SIGALRM)
+
+        signal.signal(signal.SIGALRM, handle)
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        assert future.wait()
+        assert answers == [True]
+        thread.join(PATIENCE)
+    bench.check("a wait in a handler")
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_handler_that_waits_ends_no_wait(method: str, tmp_path: Path, closed: bool) -> None:
+    run_program(wait_in_a_handler, method, str(tmp_path), closed)
