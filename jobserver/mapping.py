@@ -103,10 +103,14 @@ def _type_name(value: object) -> str:
 
 def _without_frames(error: Exception) -> Exception:
     """An error that the iterator keeps: frames refer to it, and it would never be abandoned."""
-    part: Optional[BaseException] = error
-    while part is not None:
-        part.__traceback__ = None
-        part = part.__cause__ or part.__context__
+    parts: list[Optional[BaseException]] = [error]
+    seen: set[int] = set()  # as `raise error from error` is allowed
+    while parts:
+        part = parts.pop()
+        if part is not None and id(part) not in seen:
+            seen.add(id(part))
+            part.__traceback__ = None
+            parts += part.__cause__, part.__context__
     return error
 
 

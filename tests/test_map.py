@@ -12,7 +12,7 @@ from collections import UserDict
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, Optional
+from typing import Any, Callable, NoReturn, Optional
 
 import pytest
 
@@ -797,13 +797,40 @@ def refuse() -> NoReturn:
     raise LookupError("by the gate")
 
 
+def refuse_with_cause_and_context() -> NoReturn:
+    cause: Optional[LookupError] = None
+    try:
+        refuse()
+    except LookupError as error:
+        cause = error
+    try:
+        refuse()
+    except LookupError:
+        raise ValueError("by the gate") from cause
+
+
 @pytest.mark.usefixtures("no_collections")
-def test_an_iterator_with_an_unread_error_is_freed_when_it_is_abandoned(method: str) -> None:
+@pytest.mark.parametrize("gate", [refuse, refuse_with_cause_and_context])
+def test_an_iterator_with_an_unread_error_is_freed_when_it_is_abandoned(
+    method: str, gate: Callable[[], NoReturn]
+) -> None:
     with Jobserver(method, 1) as js:
-        results = js.replace_sleep(refuse).map(identity, [(0,), (1,)])
+        results = js.replace_sleep(gate).map(identity, [(0,), (1,)])
         reference = weakref.ref(results)
         del results
         assert reference() is None
+
+
+def refuse_because_of_itself() -> NoReturn:
+    error = LookupError("by the gate")
+    raise error from error
+
+
+def test_an_error_that_is_its_own_cause_is_raised() -> None:
+    with Jobserver("fork", 1) as js:
+        results = js.replace_sleep(refuse_because_of_itself).map(identity, [(0,)])
+        with pytest.raises(LookupError, match="by the gate"):
+            next(results)
 
 
 @pytest.mark.usefixtures("no_collections")
