@@ -24,6 +24,10 @@ _LAUNCHES: Final = 9
 _GROWTH: Final = 16
 _GROWTH_OF_LAUNCH: Final = 2
 
+# After so many single calls it is forgotten that more of them would take too long to launch: only
+# larger chunks can tell, and a busy machine may have delayed all of those.
+_SINGLES: Final = 16
+
 # So many chunks for each slot are left when chunks grow for the last time, lest one slot still be
 # at work when the others have nothing left to do.
 _AT_THE_END: Final = 4
@@ -53,6 +57,7 @@ class Growth:
         # longer for more calls, larger chunks do not make up for it.
         self._launch: Optional[float] = None
         self._launch_of_a_call: Optional[float] = None
+        self._singles = 0  # since the last larger chunk
 
     def size(self, left: Optional[int]) -> int:
         """How many calls the next chunk has, of those `left` (None: nobody knows)."""
@@ -69,6 +74,9 @@ class Growth:
             self._largest = max(self._largest, calls)
             self._calls = self._calls / 2 + calls
             self._work = self._work / 2 + work
+            self._singles = self._singles + 1 if calls == 1 else 0
+            if self._singles == _SINGLES:
+                self._launch_of_a_call = None
             if launch is not None:
                 self._launch = _least(self._launch, launch)
                 if calls > 1:

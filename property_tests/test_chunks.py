@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any, Optional
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 SECONDS = st.one_of(st.just(0.0), st.floats(1e-9, 1e3))
@@ -84,6 +84,25 @@ def test_chunks_last_a_few_milliseconds_or_some_launches(
     found = sizes(growth_of(2), launch, 0.0, work)
     assert found[0] == 1
     aim = max(ENOUGH, LAUNCHES_WORTH * launch)
+    assert found[-1] == pytest.approx(max(1, int(aim / work)), abs=1, rel=0.01)
+
+
+@given(
+    launch=st.floats(1e-6, 0.1),
+    work=st.floats(1e-7, 1.0),
+    delays=st.lists(st.floats(0.0, 1.0), max_size=6),
+)
+@example(launch=0.001, work=2e-6, delays=[0.0, 0.007])
+@example(launch=0.03, work=2e-6, delays=[0.0, 0.034])
+def test_launches_that_a_busy_machine_delayed_are_forgotten(
+    growth_of: Any, launch: float, work: float, delays: list[float]
+) -> None:
+    growth = growth_of(2)
+    for delay in delays:
+        size = growth.size(None)
+        growth.note(size, launch + delay, work * size)
+    aim = max(ENOUGH, LAUNCHES_WORTH * launch)
+    found = sizes(growth, launch, 0.0, work)
     assert found[-1] == pytest.approx(max(1, int(aim / work)), abs=1, rel=0.01)
 
 
