@@ -200,6 +200,8 @@ def run(
     """See `Jobserver.run`."""
     engine = resources.engine
     deadline = engine.deadline(timeout)
+    # An iterator, which subprocess takes as well, can be read only once.
+    argv = args if isinstance(args, (str, bytes, os.PathLike)) else list(args)
     with contextlib.ExitStack() as stack:
         streams: AllOptions = {}
         if capture_output:
@@ -211,7 +213,7 @@ def run(
                 raise ValueError("stdin and input cannot both be used")
             streams["stdin"] = stack.enter_context(_file_of(input, options))
         options = {**options, **streams}
-        program = None if options.get("shell") else _program(args, options.get("executable"))
+        program = None if options.get("shell") else _program(argv, options.get("executable"))
         shared = stack.enter_context(
             share(
                 resources,
@@ -224,7 +226,7 @@ def run(
         )
         started: list[_Command] = []
         try:
-            _start(engine, args, shared, options, started)
+            _start(engine, argv, shared, options, started)
             if not started[0].wait(deadline):
                 assert timeout is not None, "without one there is no deadline"
                 raise subprocess.TimeoutExpired(args, timeout)

@@ -150,6 +150,19 @@ def test_arguments_may_be_paths() -> None:
         assert js.run([Path("/bin/echo"), b"x"], stdout=subprocess.PIPE).stdout == b"x\n"
 
 
+@pytest.mark.parametrize("options", [{}, {"executable": "printf"}, {"shell": True}])
+def test_arguments_may_come_from_an_iterator(options: Any) -> None:
+    """Typed as a sequence, but subprocess takes it, and all of it."""
+
+    def outcome(run: Any) -> object:
+        words = iter(["echo", "printf", "x"])
+        done = run(words, stdout=subprocess.PIPE, **options)
+        return done.stdout, done.args is words
+
+    with Jobserver("fork", 1) as js:
+        assert outcome(js.run) == outcome(subprocess.run)
+
+
 @pytest.mark.parametrize(
     ("args", "options"),
     [
