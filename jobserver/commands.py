@@ -234,8 +234,10 @@ def run(
             for command in started:
                 command.kill(_PATIENCE if isinstance(error, KeyboardInterrupt) else 0.0)
                 if isinstance(error, subprocess.TimeoutExpired):
+                    # As subprocess has it: no text, and None where nothing was written.
                     error.stdout, error.stderr = (
-                        None if output is None else output.data for output in command.outputs
+                        None if output is None else output.data or None
+                        for output in command.outputs
                     )
             raise
         finally:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
@@ -214,14 +214,30 @@ def test_check_raises_with_what_was_written(tmp_path: Path) -> None:
     check_slots(js, 1, tmp_path / "check")
 
 
-def test_a_command_is_killed_at_its_timeout(tmp_path: Path) -> None:
-    js = Jobserver("fork", 1)
-    with pytest.raises(subprocess.TimeoutExpired) as caught:
-        js.run(["sh", "-c", "echo out; exec sleep 1000"], capture_output=True, timeout=0.2)
-    assert caught.value.timeout == 0.2
-    assert caught.value.stdout in (b"out\n", b"")  # it may be killed before it has begun
-    assert caught.value.stderr == b""
-    check_slots(js, 1, tmp_path / "check")
+@pytest.mark.parametrize(
+    ("options", "written", "told"),
+    [
+        ({"capture_output": True}, b"out", b"out"),
+        ({"capture_output": True, "text": True}, b"out", b"out"),
+        ({"capture_output": True}, b"", None),
+        ({"capture_output": True, "text": True}, b"", None),
+        ({"stdout": subprocess.DEVNULL}, b"out", None),
+    ],
+)
+def test_a_command_is_killed_at_its_timeout(
+    options: Any, written: bytes, told: Optional[bytes], tmp_path: Path
+) -> None:
+    def write() -> None:
+        os.write(1, written)  # before the command runs, so in time
+
+    command = ["sleep", "1000"]
+    with Jobserver("fork", 1) as js:
+        with pytest.raises(subprocess.TimeoutExpired) as caught:
+            js.run(command, timeout=0.2, preexec_fn=write, **options)
+        assert (caught.value.cmd, caught.value.timeout) == (command, 0.2)
+        assert caught.value.stdout == told
+        assert caught.value.stderr is None
+        check_slots(js, 1, tmp_path / "check")
 
 
 def test_where_the_kernel_does_not_tell_of_ends(
