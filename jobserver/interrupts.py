@@ -5,6 +5,10 @@ thread. A step such as "read the token and remember it" is wrapped in `shielded(
 arrive meanwhile are noted, and their handlers run, with whatever they raise, at its end.
 
 Only what returns soon is shielded; nothing that may wait is.
+
+A known limit: after a shield, such a signal interrupts system calls again, though the program had
+`signal.siginterrupt(signum, False)`. `signal.signal` resets that, Python has no way to ask for it,
+and setting it is one more system call. Python's own calls are repeated anyway (PEP 475).
 """
 
 from __future__ import annotations
