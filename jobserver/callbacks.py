@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from typing import Optional
+from typing import Callable, Optional
 
 from .errors import CallbackRaised
 from .interrupts import shielded
-from .run import Group, Run
+from .run import Callback, Group, Run
 
 
 class _Thread(threading.local):
@@ -22,6 +22,8 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+
+_call: Callable[[Callback], object] = Callback.__call__
 
 
 def issue(run: Run) -> None:
@@ -81,10 +83,10 @@ def _issue_all(run: Run) -> None:
 
 
 def _issue_one(run: Run) -> None:
-    seqno = run.callbacks[0][0]
+    seqno = run.callbacks[0].seqno
     try:
-        # On one line, so that an interrupt finds it queued or begun.
-        run.callbacks.popleft()[1]()
+        # In one step of C's, so that an interrupt finds it queued or begun.
+        next(map(_call, iter(run.callbacks.popleft, None)))
     except CallbackRaised as error:
         raise CallbackRaised(seqno) from (error.__cause__ or error)
     except Exception as error:

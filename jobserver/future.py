@@ -12,6 +12,7 @@ from .callbacks import issue
 from .errors import Blocked, LostResult
 from .launch import valid_signal
 from .lifecycle import State
+from .run import Callback, Run
 from .settings import check_timeout
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 
     from .engine import Engine
-    from .run import Run
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class Future(Generic[T]):
             raise TypeError(f"fn must be callable, not {fn!r}")
         self._check_process()
         with self._engine.step:
-            seqno, due = self._run.register(functools.partial(fn, *args, **kwargs))
+            seqno, due = self._run.register(Callback(fn, *args, **kwargs))
         if due:
             issue(self._run)
         return seqno

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections import deque
@@ -10,6 +11,14 @@ from typing import Callable, Optional
 from . import wire
 from .lifecycle import Effect, Event, State, step
 from .protocols import Closed, Poller, Receiver, Slot, SlotSource, Worker
+
+
+class Callback(functools.partial[object]):
+    """A call that is due once a run is done."""
+
+    __slots__ = ("seqno",)
+
+    seqno: int  # of its registration: 0, 1, ...
 
 
 class Group:
@@ -73,7 +82,7 @@ class Run:
         self.frame: Optional[wire.Frame] = None  # None once SETTLED: the channel closed without
         self.outcome: Optional[Callable[[], object]] = None  # the frame, once it is loaded
         self.loading: threading.RLock = threading.RLock()  # held while the frame is loaded
-        self.callbacks: deque[tuple[int, Callable[[], object]]] = deque()
+        self.callbacks: deque[Callback] = deque()
         self.registered: int = 0
         self.issuing: threading.Lock = threading.Lock()  # held while a callback runs
         self.issuer: Optional[int] = None  # by the thread that runs it
@@ -117,13 +126,13 @@ class Run:
         assert self._repeat is not None, "only work that can be repeated is told to be unbegun"
         self._repeat()
 
-    def register(self, callback: Callable[[], object]) -> tuple[int, bool]:
+    def register(self, callback: Callback) -> tuple[int, bool]:
         """Queue a callback: its number, and whether it is due at once."""
         transition = step(self.state, Event.REGISTER)
-        seqno = self.registered
+        callback.seqno = self.registered
         self.registered += 1
-        self.callbacks.append((seqno, callback))
-        return seqno, Effect.ISSUE in transition.effects
+        self.callbacks.append(callback)
+        return callback.seqno, Effect.ISSUE in transition.effects
 
     def send_signal(self, signum: int) -> None:
         """Send the worker a signal, if it still runs."""

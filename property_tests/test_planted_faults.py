@@ -215,7 +215,7 @@ def a_full_tree_stands_still(site: Site) -> None:
 @fault
 def callback_run_twice(site: Site) -> None:
     def issue_one(original: Any, run: Any) -> None:
-        run.callbacks[0][1]()
+        run.callbacks[0]()
         original(run)
 
     site.around(site.callbacks, "_issue_one", issue_one)
@@ -236,7 +236,7 @@ def callback_before_the_slot_is_back(site: Site) -> None:
     def apply(original: Any, run: Any, event: Any, poller: object) -> None:
         if event is site.lifecycle.Event.EXITED:
             while run.callbacks:
-                run.callbacks.popleft()[1]()
+                run.callbacks.popleft()()
         original(run, event, poller)
 
     site.around(site.run.Run, "_apply", apply)
@@ -245,11 +245,11 @@ def callback_before_the_slot_is_back(site: Site) -> None:
 @fault
 def callback_raised_is_nested(site: Site) -> None:
     def issue_one(_: object, run: Any) -> None:
-        seqno, callback = run.callbacks.popleft()
+        callback = run.callbacks.popleft()
         try:
             callback()
         except Exception as error:
-            raise site.errors.CallbackRaised(seqno) from error
+            raise site.errors.CallbackRaised(callback.seqno) from error
 
     site.around(site.callbacks, "_issue_one", issue_one)
 

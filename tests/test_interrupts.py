@@ -26,6 +26,7 @@ from tests.processes import await_blocked, check_slots, run_program
 from tests.work import PATIENCE, Gate, await_file, identity, pass_gate, touch_and_pass_gate
 
 SLOTS = 2
+MANY = 2_000  # callbacks
 
 
 def by_timer(action: Callable[[], object], delay: float) -> bool:
@@ -354,3 +355,21 @@ def wait_in_a_handler(method: str, directory: str, closed: bool) -> None:
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_handler_that_waits_ends_no_wait(method: str, tmp_path: Path, closed: bool) -> None:
     run_program(wait_in_a_handler, method, str(tmp_path), closed)
+
+
+def interrupt_many_callbacks(method: str) -> None:
+    """Each of them has run, or is due still, at whatever instant the interrupt comes."""
+    chance = random.Random(method)
+    with Jobserver(method, 1) as js:
+        for _ in range(30):
+            future = js.submit(identity, args=("value",))
+            seen: list[int] = []
+            for number in range(MANY):
+                future.when_done(seen.append, number)
+            while by_timer(future.result, chance.uniform(1e-5, 1e-3)):
+                pass
+            assert seen == list(range(MANY))
+
+
+def test_callbacks_at_any_moment(method: str) -> None:
+    run_program(interrupt_many_callbacks, method)
