@@ -422,8 +422,7 @@ class _Request:
                 self._fds.append(file_of(content))
             for fd in fds:
                 # Of its own: whose the others are may close them before this is sent again.
-                with forks.opening:
-                    self._fds.append(forks.private(os.dup(fd)))
+                self._fds.append(forks.duplicate(fd))
             undo.pop_all()
 
     def send(self, requests: socket.socket) -> bool:

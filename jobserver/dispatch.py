@@ -383,6 +383,7 @@ class Dispatch(Group):
         if self._owned:
             self.resources.close()
         self.resources.engine.release()
+        self._settings = Settings()  # what the initializer was given is let go of as well
         _open.discard(self)
         logger.debug("executor %x: ended", id(self))
 

@@ -67,6 +67,12 @@ def pipe() -> tuple[int, int]:
         return private(read), private(write)
 
 
+def duplicate(fd: int) -> int:
+    """A descriptor of the same open file, private to this process."""
+    with opening:
+        return private(os.dup(fd))
+
+
 def open_file(path: str, flags: int) -> int:
     """A file opened for this process alone, which a program that it becomes does not get either."""
     with opening:

@@ -6,7 +6,7 @@ import os
 import pickle
 from collections.abc import Iterable
 from multiprocessing import reduction
-from multiprocessing.context import set_spawning_popen
+from multiprocessing.context import get_spawning_popen, set_spawning_popen
 from typing import TYPE_CHECKING, Callable, Final, Optional, cast
 
 from . import forks, memory, wire, worker
@@ -32,12 +32,13 @@ class Collector:
         self.fds: list[int] = []
 
     def __enter__(self) -> list[int]:
+        self._outer = get_spawning_popen()
         # What pickles for a process asks of a Popen what this has; the stubs name their own only.
         set_spawning_popen(cast("popen_spawn_posix.Popen", self))
         return self.fds
 
     def __exit__(self, *error: object) -> None:
-        set_spawning_popen(None)
+        set_spawning_popen(self._outer)
 
     def duplicate_for_child(self, fd: int) -> int:
         self.fds.append(fd)
@@ -88,33 +89,43 @@ class Initializer(worker.Initialize):
         preexec: Optional[Callable[[], object]],
     ) -> None:
         super().__init__(os.urandom(16), initializer, initargs, preexec)
-        self._stream: Optional[bytes] = None  # of its pickle
-        self._file = -1  # or the file that has it
-        self._sizes: tuple[int, ...] = ()  # of the blocks in the file
+        # Its pickle, unless that is in a file, and the sizes of the blocks in the file.
+        self._stored: Optional[tuple[Optional[bytes], tuple[int, ...]]] = None
+        self._fds: list[int] = []  # to which the pickle refers; the file that it is in, last
         forks.reset_in_children(self)
 
     def __reduce__(self) -> tuple[object, ...]:
-        if self._stream is None and self._file < 0:
-            self._store()
-        stored = self._stream if self._file < 0 else reduction.DupFd(self._file)
-        initargs = stored, self._sizes
-        return worker.Initialize, (self.key, worker.run_stored, initargs, self.preexec)
+        stream, sizes = self._stored or self._store()
+        call = stream, sizes, [reduction.DupFd(fd) for fd in self._fds]
+        return worker.Initialize, (self.key, worker.run_stored, call, self.preexec)
 
-    def _store(self) -> None:
+    def _store(self) -> tuple[Optional[bytes], tuple[int, ...]]:
         content = wire.Pickled()
-        content.dump((self.initializer, self.initargs))
+        # By a place in a list of its own: in that of a call, each call may have them elsewhere.
+        with Collector() as fds:
+            content.dump((self.initializer, self.initargs))
         stream = b"".join(content.stream)
-        if not content.buffers and len(stream) <= _SMALL:
-            self._stream = stream
-            return
-        blocks = [*content.buffers, memoryview(stream)]
-        self._sizes = tuple(map(len, blocks))
-        self._file = _file(blocks, ())
+        try:
+            self._fds.extend(map(forks.duplicate, fds))
+            if not content.buffers and len(stream) <= _SMALL:
+                self._stored = stream, ()
+            else:
+                blocks = [*content.buffers, memoryview(stream)]
+                self._fds.append(_file(blocks, ()))
+                self._stored = None, tuple(map(len, blocks))
+        except BaseException:
+            self._close()
+            raise
+        return self._stored
+
+    def _close(self) -> None:
+        while self._fds:
+            forks.close(self._fds.pop())
 
     def __del__(self) -> None:
-        if self._file >= 0:
-            forks.close(self._file)
+        self._close()
 
     def after_fork(self) -> None:
-        """In a forked child: the descriptor is closed."""
-        self._file = -1
+        """In a forked child: the descriptors are closed."""
+        self._stored = None
+        self._fds = []

@@ -113,23 +113,29 @@ class Initialize:
         return None if self.preexec is None else self.preexec()
 
 
-def run_stored(stored: Union[bytes, Detachable], sizes: Sequence[int]) -> object:
-    """Run a call that was pickled once for many workers: a stream, or a file of blocks.
+def run_stored(
+    stream: Union[bytes, memoryview, None],
+    sizes: Sequence[int],
+    descriptors: Iterable[Detachable],
+) -> object:
+    """Run a call that was pickled once for many workers, with the descriptors it refers to.
 
-    The last block of the file is the stream; the others are its buffers.
+    Without a stream it is in a file, the last of the descriptors: of its blocks, the last is the
+    stream, and the others are its buffers.
     """
-    if isinstance(stored, bytes):
-        fn, args = pickle.loads(stored)
-    else:
-        from . import memory  # most work has no need of it
+    global received
+    others, received = received, [descriptor.detach() for descriptor in descriptors]
+    try:
+        buffers: Sequence[memoryview] = ()
+        if stream is None:
+            from . import memory  # most work has no need of it
 
-        file = stored.detach()
-        try:
             # Mapped, and not read: others have the file's position as well.
-            *buffers, stream = memory.blocks(file, sizes)
-        finally:
-            os.close(file)
+            *buffers, stream = memory.blocks(received[-1], sizes)
         fn, args = pickle.loads(stream, buffers=buffers)
+    finally:
+        close_received()
+        received = others
     return fn(*args)
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
@@ -179,6 +180,12 @@ def initialize(value: object = "by default") -> None:
 
 def initialized() -> Any:
     return _initialized
+
+
+def send_beside_initialized(value: int, other: Connection) -> None:
+    """Send the value through the connection that the initializer had, and through another."""
+    _initialized.send(value)
+    other.send(-value)
 
 
 class Counted:

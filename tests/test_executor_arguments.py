@@ -249,6 +249,30 @@ def test_initargs_may_be_large_arrays(method: str) -> None:
     assert sums == [array.sum()] * 6
 
 
+@pytest.mark.parametrize("reuse", [True, False], ids=["reused", "fresh"])
+def test_initargs_with_descriptors_arrive_in_every_worker(method: str, reuse: bool) -> None:
+    context = context_of(method)
+    reader, writer = context.Pipe(duplex=False)
+    other_reader, other_writer = context.Pipe(duplex=False)
+    with reader, writer, other_reader, other_writer:
+        with executor_for(method, 1) as earlier, Jobserver(context, 1) as js:
+            # Under fork its forker is used, which does not have the pipes.
+            earlier.submit(identity, None).result(PATIENCE)
+            handle = js.replace_workers(max_tasks=2) if reuse else js
+            executor = JobserverExecutor(handle, initializer=work.initialize, initargs=(writer,))
+            with closing_executor(executor):
+                for value in range(5):
+                    sent = executor.submit(work.send_beside_initialized, value, other_writer)
+                    sent.result(PATIENCE)
+        assert [reader.recv() for _ in range(5)] == [0, 1, 2, 3, 4]
+        assert [other_reader.recv() for _ in range(5)] == [0, -1, -2, -3, -4]
+        # Nor does the executor keep them, once it is shut down.
+        writer.close()
+        assert reader.poll(PATIENCE)
+        with pytest.raises(EOFError):
+            reader.recv()
+
+
 def test_initargs_that_cannot_be_pickled_fail_the_work(method: str) -> None:
     if method == "fork":
         pytest.skip("under fork they are inherited")
