@@ -19,7 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Generator
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Final, Optional, Union
+from typing import Any, Callable, Final, Optional, TypeVar, Union
 
 import attrs
 
@@ -34,6 +34,8 @@ from .resources import Resources
 from .run import Group, Run
 from .series import Series
 from .settings import Settings
+
+T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger("jobserver")
 
@@ -297,7 +299,7 @@ class Dispatch(Group):
         """Ask the gate; its exception is that of the work for which it was asked."""
         try:
             delay = self._settings.delay()
-        except Exception as error:
+        except BaseException as error:
             self._fail_oldest(error)
             return
         self._admitted = delay is None
@@ -311,11 +313,11 @@ class Dispatch(Group):
             run = self.resources.launch(self._crew, self, self._settings, work, slot)
         except ForkerLost:
             self._break(RuntimeError("the process that forks its workers has died"))
-            future.set_exception(BrokenProcessPool(str(self.broken)))
+            _finish(future.set_exception, BrokenProcessPool(str(self.broken)))
         except BaseException as error:
             # Also what user code raised to end a process while its arguments were pickled: this
             # thread is not that process. Without the traceback, whose frames keep all this alive.
-            future.set_exception(error.with_traceback(None))
+            _finish(future.set_exception, error.with_traceback(None))
         else:
             if lent:
                 self._lent = run
@@ -323,20 +325,16 @@ class Dispatch(Group):
                 logger.debug("executor %x: worker %s started", id(self), run.worker.pid)
             self._futures[run] = future
 
-    def _fail_oldest(self, error: Exception) -> None:
+    def _fail_oldest(self, error: BaseException) -> None:
         with self.resources.engine.lock:
             future = self.pending.popitem(last=False)[0] if self.pending else None
         if future is not None and future.set_running_or_notify_cancel():
-            future.set_exception(error)
+            _finish(future.set_exception, error)
 
     def _settle_due(self) -> None:
         while self.due:
             run = self.due.popleft()
-            try:
-                self._settle(self._futures.pop(run), run)
-            except BaseException:
-                # A callback that somebody added to a future raised what is not an Exception.
-                logger.exception("a callback raised")
+            self._settle(self._futures.pop(run), run)
 
     def _settle(self, future: AwaitedFuture[object], run: Run) -> None:
         """Finish a future with what its run ended with."""
@@ -357,10 +355,10 @@ class Dispatch(Group):
         except BaseException as error:
             failure = error
         else:
-            future.set_result(value)
+            _finish(future.set_result, value)
             return
         # Without the traceback, whose frames keep all this alive.
-        future.set_exception(failure.with_traceback(None))
+        _finish(future.set_exception, failure.with_traceback(None))
 
     def _break(self, reason: BaseException) -> None:
         """No more work can be run: fail what is pending, and refuse what comes."""
@@ -373,7 +371,7 @@ class Dispatch(Group):
             if future.set_running_or_notify_cancel():
                 error = BrokenProcessPool(str(self.broken))
                 error.__cause__ = self.broken
-                future.set_exception(error)
+                _finish(future.set_exception, error)
 
     def _end(self) -> None:
         """Let go of everything; the last thing that happens."""
@@ -386,6 +384,16 @@ class Dispatch(Group):
         self._settings = Settings()  # what the initializer was given is let go of as well
         _open.discard(self)
         logger.debug("executor %x: ended", id(self))
+
+
+def _finish(ending: Callable[[T], None], outcome: T) -> None:
+    """Call a future's `set_result` or `set_exception`, whatever its callbacks raise."""
+    try:
+        ending(outcome)
+    except BaseException:
+        # concurrent.futures itself sees to every Exception. The future is finished by now, and
+        # this thread has others to finish.
+        logger.exception("a callback raised what is not an Exception")
 
 
 # Those whose thread is alive.

@@ -177,8 +177,11 @@ def test_the_gate_of_the_handle_is_asked(method: str) -> None:
             assert held.result(PATIENCE) == 7
 
 
-def test_an_exception_of_the_gate_costs_neither_slot_nor_executor(method: str) -> None:
-    faults = [ValueError("in the gate")]
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_an_exception_of_the_gate_costs_neither_slot_nor_executor(
+    method: str, kind: type[BaseException]
+) -> None:
+    faults = [kind("in the gate")]
 
     def gate() -> None:
         if faults:
@@ -187,7 +190,7 @@ def test_an_exception_of_the_gate_costs_neither_slot_nor_executor(method: str) -
     with Jobserver(context_of(method), 1) as js:
         with sharing_executor(js.replace_sleep(gate)) as executor:
             error = executor.submit(add, 1, 2).exception(PATIENCE)
-            assert type(error) is ValueError
+            assert type(error) is kind
             assert error.args == ("in the gate",)
             assert executor.submit(add, 3, 4).result(PATIENCE) == 7
 

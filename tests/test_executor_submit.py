@@ -10,6 +10,7 @@ import os
 import threading
 import traceback
 from concurrent.futures import Future as StandardFuture
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Callable
 
@@ -194,6 +195,36 @@ def test_a_callback_that_raises_is_logged_and_harms_nobody(
     [record] = [each for each in caplog.records if each.levelno > logging.DEBUG]
     assert record.name == "concurrent.futures"
     assert "in the callback" in caplog.text
+
+
+@pytest.mark.parametrize("argument", [1, threading.Lock()], ids=["done", "not picklable"])
+def test_a_callback_that_exits_costs_no_other_future(
+    method: str, argument: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Gate(tmp_path) as gate, executor_for(method, 1) as executor:
+        executor.submit(pass_gate, gate.path)
+        executor.submit(identity, argument).add_done_callback(sys_exit)
+        other = executor.submit(add, 1, 2)
+        gate.open()
+        assert other.result(PATIENCE) == 3
+        assert executor.submit(add, 3, 4).result(PATIENCE) == 7
+    [record] = [each for each in caplog.records if each.levelno > logging.DEBUG]
+    assert record.name == "jobserver"
+    assert "SystemExit" in caplog.text
+
+
+def test_a_callback_that_exits_while_it_breaks_costs_no_other_future(
+    method: str, tmp_path: Path
+) -> None:
+    with Gate(tmp_path) as gate:
+        initargs = (gate.path,)
+        with executor_for(method, 1, initializer=work.fail_behind, initargs=initargs) as executor:
+            futures = [executor.submit(identity, number) for number in range(3)]
+            for future in futures:
+                future.add_done_callback(sys_exit)
+            gate.open()
+            for future in futures:
+                assert isinstance(future.exception(PATIENCE), BrokenProcessPool)
 
 
 def test_a_callback_can_submit_with_one_slot(method: str) -> None:
