@@ -83,7 +83,10 @@ class Dispatch(Group):
         resources.engine.retain()
 
     def submit(self, work: Union[Work, Series]) -> AwaitedFuture[object]:
-        """Queue work. RuntimeError after `close`, BrokenProcessPool when broken."""
+        """Queue work. RuntimeError after `close`, BrokenProcessPool when broken.
+
+        OSError when the thread cannot be told; the work is not queued then.
+        """
         if self.pid != os.getpid():
             raise RuntimeError(
                 f"this executor belongs to process {self.pid}, of which this process is a fork"
@@ -96,7 +99,13 @@ class Dispatch(Group):
         with self.resources.engine.lock:
             self._check_usable()
             self.pending[future] = work
-        self._tell()
+        try:
+            self._tell()
+        except OSError:
+            with self.resources.engine.lock:
+                untold = self.pending.pop(future, None)
+            if untold is not None:  # else the thread was awake, and has seen it
+                raise
         return future
 
     def prune(self, future: AwaitedFuture[Any]) -> None:
@@ -183,7 +192,11 @@ class Dispatch(Group):
         # Once told, it looks at everything after it has set this back.
         if not self._changed:
             self._changed = True
-            self.resources.engine.notify()
+            try:
+                self.resources.engine.notify()
+            except BaseException:
+                self._changed = False  # it has not been told
+                raise
 
     # What follows runs in the thread.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import functools
 import logging
 import operator
@@ -12,11 +13,12 @@ import traceback
 from concurrent.futures import Future as StandardFuture
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NoReturn
 
 import pytest
 
 from jobserver import LostResult
+from jobserver.poller import KernelPoller
 from tests import executor_work as work
 from tests.executor_help import executor_for
 from tests.work import (
@@ -454,6 +456,25 @@ def test_a_cancelled_future_wakes_who_waits_for_it(method: str, tmp_path: Path) 
 def test_work_runs_in_other_processes(method: str) -> None:
     with executor_for(method, 1) as executor:
         assert executor.submit(getpid).result(PATIENCE) != os.getpid()
+
+
+def test_work_of_which_the_thread_cannot_be_told_is_not_queued(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short_of_descriptors(poller: KernelPoller) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def submit_until_it_sleeps() -> NoReturn:
+        while True:
+            assert executor.submit(add, 1, 2).result(PATIENCE) == 3
+
+    with executor_for(method, 1) as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(KernelPoller, "wake", short_of_descriptors)
+            with pytest.raises(OSError, match="open files"):
+                submit_until_it_sleeps()
+        assert "pending=0" in repr(executor)
+        assert executor.submit(add, 3, 4).result(PATIENCE) == 7
 
 
 def test_submit_needs_a_function(method: str) -> None:
