@@ -169,7 +169,8 @@ class Dispatch(Group):
 
     def _start(self) -> None:
         """Start the thread; under fork, first what forks in its stead."""
-        if self.resources.context.get_start_method() == "fork":
+        # The one of an earlier try, if the thread could not be started then.
+        if self._forker is None and self.resources.context.get_start_method() == "fork":
             preexec = self._settings.preexec
             self._forker = Forker.shared(preexec)
             self._crew = Crew(self.resources.engine, self._forker)
@@ -182,8 +183,6 @@ class Dispatch(Group):
         except BaseException:
             self._thread = None
             _open.discard(self)
-            if self._forker is not None:
-                self._forker.close()
             raise
         logger.debug("executor %x: started", id(self))
 

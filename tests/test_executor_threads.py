@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -148,6 +149,24 @@ def test_exactly_one_thread_each(method: str) -> None:
         assert executor.submit(add, 1, 2).result(PATIENCE) == 3
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
+
+
+def test_a_thread_that_could_not_be_started_is_started_by_the_next_submit(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more_threads(thread: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    with Jobserver(context_of(method), 1) as js:
+        handle = js.replace_preexec(work.initialize, "here")
+        if method == "fork":  # may be what cannot be pickled, there
+            handle = js.replace_preexec(lambda: work.initialize("here"))
+        with sharing_executor(handle) as executor:
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", no_more_threads)
+                with pytest.raises(RuntimeError, match="new thread"):
+                    executor.submit(work.initialized)
+            assert executor.submit(work.initialized).result(PATIENCE) == "here"
 
 
 def test_work_finds_no_thread_beside_it(method: str) -> None:
