@@ -123,6 +123,7 @@ class Initializer(worker.Initialize):
             forks.close(self._fds.pop())
 
     def __del__(self) -> None:
+        forks.catch_up()
         self._close()
 
     def after_fork(self) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Callable, Optional
 
 import pytest
 
-from jobserver import Jobserver, JobserverExecutor
+from jobserver import Jobserver, JobserverExecutor, wire
+from jobserver.parcels import Collector, Initializer
 from tests import arrays
 from tests import executor_work as work
 from tests.executor_help import await_true, closing_executor, context_of, executor_for
@@ -271,6 +272,18 @@ def test_initargs_with_descriptors_arrive_in_every_worker(method: str, reuse: bo
         assert reader.poll(PATIENCE)
         with pytest.raises(EOFError):
             reader.recv()
+
+
+def test_a_forked_worker_that_drops_an_initializer_closes_nothing_of_its_own() -> None:
+    reader, writer = context_of("fork").Pipe(duplex=False)
+    with reader, writer, Jobserver(context_of("fork"), 1) as js:
+        initializer = Initializer(work.initialize, (reader, writer, bytes(100_000)), None)
+        with Collector():
+            wire.Pickled().dump(initializer)  # it has descriptors from now on
+        work.inherited.append(initializer)
+        del initializer
+        assert js(work.closed_with_what_is_inherited).result(PATIENCE) == []
+        work.inherited.clear()
 
 
 def test_initargs_that_cannot_be_pickled_fail_the_work(method: str) -> None:
