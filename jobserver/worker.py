@@ -107,7 +107,7 @@ class Initialize:
         if self.key not in initialized:
             try:
                 self.initializer(*self.initargs)
-            except Exception as cause:
+            except BaseException as cause:  # whatever it is, no other worker will fare better
                 raise InitializerFailed(repr(cause)) from cause
             initialized.add(self.key)
         return None if self.preexec is None else self.preexec()

@@ -9,7 +9,7 @@ from collections import Counter
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NoReturn, Optional
 
 import pytest
 
@@ -18,7 +18,7 @@ from jobserver.parcels import Collector, Initializer
 from tests import arrays
 from tests import executor_work as work
 from tests.executor_help import await_true, closing_executor, context_of, executor_for
-from tests.work import PATIENCE, Gate, add, getpid, identity, raise_value_error
+from tests.work import PATIENCE, Gate, add, getpid, identity, raise_value_error, sys_exit
 
 needs_peer = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="ProcessPoolExecutor has no max_tasks_per_child there"
@@ -315,9 +315,19 @@ def broken_by(make: Callable[[], Executor]) -> list[type]:
     return outcomes
 
 
-def test_a_failing_initializer_breaks_it_as_it_breaks_the_peer(method: str) -> None:
+@pytest.mark.parametrize(
+    ("fail", "initargs"),
+    [
+        (raise_value_error, ("in the initializer",)),
+        (sys_exit, (3,)),
+        (work.raise_keyboard_interrupt, ()),
+    ],
+)
+def test_a_failing_initializer_breaks_it_as_it_breaks_the_peer(
+    method: str, fail: Callable[..., NoReturn], initargs: tuple[object, ...]
+) -> None:
     def make(cls: Callable[..., Executor]) -> Executor:
-        return cls(1, context_of(method), raise_value_error, ("in the initializer",))
+        return cls(1, context_of(method), fail, initargs)
 
     assert (
         broken_by(lambda: make(JobserverExecutor))
