@@ -172,7 +172,7 @@ class Dispatch(Group):
         # The one of an earlier try, if the thread could not be started then.
         if self._forker is None and self.resources.context.get_start_method() == "fork":
             preexec = self._settings.preexec
-            self._forker = Forker.shared(preexec)
+            self._forker = Forker.carrying(preexec)
             self._crew = Crew(self.resources.engine, self._forker)
             if preexec is not None and self._forker.carried is preexec:
                 self._settings = attrs.evolve(self._settings, preexec=worker.Carried())

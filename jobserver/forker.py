@@ -11,7 +11,9 @@ answer to the executor's process directly. What passes here is three descriptors
             │  └────────── status pipe: pid, exit status ──────┘                  │
             └───────────────────── result channel: one frame ─────────────────────┘
 
-All executors of a process share one forker, for as long as there is one of them.
+All executors of a process share one forker, for as long as there is one of them. What is to run
+before the work of the first comes in its memory; that of another executor goes along with the work,
+as a pickle. An executor for which that cannot be done has a forker of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from . import forks, serving, worker
 from .bootstrap import fork_into
 from .interrupts import shielded
 from .launch import Child, ContextLauncher, Served, Unknown
-from .parcels import Collector, file_of, pickled
+from .parcels import Collector, file_of, is_picklable, pickled
 from .protocols import Post, Servant, Task, Worker
 
 _NUMBER: Final = struct.Struct("q")
@@ -139,6 +141,24 @@ class Forker:
             else:
                 _shared._users += 1
             return _shared
+
+    @classmethod
+    def carrying(cls, carry: Optional[Callable[[], object]]) -> Forker:
+        """The shared one; or one that is not, for what can be neither inherited there nor pickled.
+
+        That one is forked beside the threads of other executors.
+        """
+        forker = cls.shared(carry)
+        suited = False
+        try:
+            suited = carry is None or forker.carried is carry or is_picklable(carry)
+        finally:
+            if not suited:
+                forker.close()
+        if suited:
+            return forker
+        with _lock:
+            return cls(carry)
 
 
 def _fork(theirs: socket.socket, carried: Optional[Callable[[], object]]) -> int:

@@ -63,6 +63,16 @@ def pickled(task: Task, needed_by: str) -> wire.Pickled:
     return whole
 
 
+def is_picklable(value: object) -> bool:
+    """Whether it can go along with work."""
+    try:
+        with Collector():
+            wire.Pickled().dump(value)
+    except Exception:
+        return False
+    return True
+
+
 def file_of(content: wire.Pickled) -> int:
     """A file without a name that has this content, private to this process."""
     return _file(content.buffers, content.stream)

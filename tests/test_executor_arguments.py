@@ -226,6 +226,16 @@ def test_under_fork_the_initializer_may_be_a_closure() -> None:
         assert executor.submit(work.initialized).result(PATIENCE) == text
 
 
+def test_under_fork_that_of_a_second_executor_may_be_a_closure_as_well() -> None:
+    text = "from a closure"
+    with executor_for("fork", 1) as first:
+        assert first.submit(add, 1, 2).result(PATIENCE) == 3
+        with executor_for("fork", 1, initializer=lambda: work.initialize(text)) as second:
+            assert second.submit(work.initialized).result(PATIENCE) == text
+            assert first.submit(work.initialized).result(PATIENCE) is None
+        assert first.submit(add, 3, 4).result(PATIENCE) == 7
+
+
 @pytest.mark.parametrize("size", [0, 100_000, 3_000_000])
 @pytest.mark.parametrize("reuse", [True, False], ids=["reused", "fresh"])
 def test_initargs_are_pickled_once_however_many_calls_there_are(
