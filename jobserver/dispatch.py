@@ -15,7 +15,6 @@ import functools
 import logging
 import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Generator
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +26,7 @@ from . import worker
 from .awaiting import AwaitedEvent, AwaitedFuture, Wait
 from .crew import Crew
 from .errors import LostResult
-from .forker import Forker, ForkerLost
+from .forker import Forker, ForkerLost, await_kernel
 from .future import outcome_of
 from .protocols import Slot, Work
 from .resources import Resources
@@ -156,7 +155,7 @@ class Dispatch(Group):
             return
         with self.awaited(Wait()):
             thread.join()
-        _await_kernel(thread)
+        await_kernel(thread)
 
     def _check_usable(self) -> None:
         if self.broken is not None:
@@ -389,7 +388,7 @@ class Dispatch(Group):
         """Let go of everything; the last thing that happens."""
         self._crew.close()
         if self._forker is not None:
-            self._forker.close()
+            self._forker.close(self._thread)
         if self._owned:
             self.resources.close()
         self.resources.engine.release()
@@ -422,18 +421,6 @@ def _finish_all() -> None:
         dispatch.close()
     for dispatch in dispatches:
         dispatch.join()
-
-
-def _await_kernel(thread: threading.Thread) -> None:
-    """Wait until the kernel, too, has no more of a thread that was joined.
-
-    `join` returns a moment earlier, mostly so before 3.13 and rarely since. Python warns of a fork
-    in that moment.
-    """
-    task = f"/proc/self/task/{thread.native_id}"
-    deadline = time.monotonic() + 1
-    while os.path.exists(task) and time.monotonic() < deadline:
-        time.sleep(0)
 
 
 def _forget_in_child() -> None:

@@ -27,6 +27,8 @@ import socket
 import struct
 import sys
 import threading
+import time
+from collections import deque
 from typing import Callable, Final, Optional
 
 from . import forks, serving, worker
@@ -44,6 +46,9 @@ _SERVE: Final = b"s"
 
 _lock = threading.Lock()
 _shared: Optional[Forker] = None
+# The last threads that had one, and were about to end.
+_leaving: deque[threading.Thread] = deque(maxlen=100)
+_PATIENCE: Final = 1.0  # seconds for their end; a fork that does not await it is warned of
 
 
 class ForkerLost(Exception):
@@ -57,6 +62,10 @@ class Forker:
         """Fork it now; `carried` is known to its workers without being pickled."""
         self.carried = carried
         self._users = 1
+        while _leaving:
+            thread = _leaving.pop()
+            thread.join(_PATIENCE)
+            await_kernel(thread)
         self._lock = threading.Lock()
         ours, theirs = forks.socketpair()
         try:
@@ -111,10 +120,15 @@ class Forker:
                 forks.close(write)
             raise
 
-    def close(self) -> None:
-        """One user less; the last one ends it, once its workers have ended."""
+    def close(self, thread: Optional[threading.Thread] = None) -> None:
+        """One user less; the last one ends it, once its workers have ended.
+
+        `thread` is the user's, which calls this just before its end.
+        """
         global _shared
         with shielded(), _lock:
+            if thread is not None:
+                _leaving.append(thread)
             self._users -= 1
             if self._users:
                 return
@@ -159,6 +173,18 @@ class Forker:
             return forker
         with _lock:
             return cls(carry)
+
+
+def await_kernel(thread: threading.Thread) -> None:
+    """Wait until the kernel, too, has no more of a thread that was joined.
+
+    `join` returns a moment earlier, mostly so before 3.13 and rarely since. Python warns of a fork
+    in that moment.
+    """
+    task = f"/proc/self/task/{thread.native_id}"
+    deadline = time.monotonic() + _PATIENCE
+    while os.path.exists(task) and time.monotonic() < deadline:
+        time.sleep(0)
 
 
 def _fork(theirs: socket.socket, carried: Optional[Callable[[], object]]) -> int:
@@ -254,6 +280,7 @@ def _forget_in_child() -> None:
     global _shared, _lock
     _shared = None
     _lock = threading.Lock()
+    _leaving.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -121,6 +121,30 @@ with JobserverExecutor(1, context) as first:
 
 
 @warns
+def test_no_fork_beside_the_thread_of_an_executor_that_is_just_ending(tmp_path: Path) -> None:
+    body = """
+from jobserver.forker import Forker
+closed, wanted = threading.Event(), threading.Event()
+close, shared = Forker.close, Forker.shared
+def close_and_linger(*args):
+    close(*args)
+    closed.set()
+    wanted.wait()
+def share(carry):
+    wanted.set()
+    return shared(carry)
+first = JobserverExecutor(1, context)
+print(first.submit(add, 1, 2).result())
+Forker.close, Forker.shared = close_and_linger, share
+first.shutdown(wait=False)
+closed.wait()
+with JobserverExecutor(1, context) as second:
+    print(second.submit(add, 3, 4).result())
+"""
+    assert said_by(tmp_path, body) == ("3\n7\n", "")
+
+
+@warns
 def test_no_fork_beside_a_thread_in_the_workers(tmp_path: Path) -> None:
     body = """
 with Jobserver(context, 1) as js:
