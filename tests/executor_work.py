@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Optional
 
 from jobserver import Jobserver, JobserverExecutor
 from tests.work import (
+    PATIENCE,
     die,
     identity,
     pass_gate,
@@ -180,6 +181,10 @@ def initialize(value: object = "by default") -> None:
 
 def initialized() -> Any:
     return _initialized
+
+
+def acquire_initialized() -> Any:
+    return _initialized.acquire(timeout=PATIENCE)
 
 
 def send_beside_initialized(value: int, other: Connection) -> None:

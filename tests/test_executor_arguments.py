@@ -236,6 +236,15 @@ def test_under_fork_that_of_a_second_executor_may_be_a_closure_as_well() -> None
         assert first.submit(add, 3, 4).result(PATIENCE) == 7
 
 
+def test_under_fork_those_of_a_second_executor_may_have_a_lock() -> None:
+    initargs = (context_of("fork").Lock(),)
+    with executor_for("fork", 1) as first:
+        assert first.submit(add, 1, 2).result(PATIENCE) == 3
+        with executor_for("fork", 1, initializer=work.initialize, initargs=initargs) as second:
+            assert second.submit(work.acquire_initialized).result(PATIENCE)
+            assert not initargs[0].acquire(block=False)
+
+
 @pytest.mark.parametrize("size", [0, 100_000, 3_000_000])
 @pytest.mark.parametrize("reuse", [True, False], ids=["reused", "fresh"])
 def test_initargs_are_pickled_once_however_many_calls_there_are(
