@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Iterable
 from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen, set_spawning_popen
-from typing import TYPE_CHECKING, Callable, Final, Optional, cast
+from typing import TYPE_CHECKING, Any, Callable, Final, Optional, cast
 
 from . import forks, memory, wire, worker
 from .protocols import Task
@@ -45,11 +46,32 @@ class Collector:
         return len(self.fds) - 1
 
 
+class _NoForkLocks(reduction.ForkingPickler):
+    """Refuses the locks of a fork context, of which older Pythons pickle an address."""
+
+    def reducer_override(self, obj: object) -> Any:
+        module: Any = sys.modules.get("multiprocessing.synchronize")
+        if module and isinstance(obj, module.SemLock) and vars(obj)["_semlock"].name is None:
+            raise RuntimeError(
+                f"{obj!r} is of start method 'fork', under which it can only be inherited; "
+                "make it with the context of another one"
+            )
+        return NotImplemented
+
+
+class _Parcel(wire.Pickled):
+    """The pickle of what goes along with work."""
+
+    __slots__ = ()
+
+    pickler = reduction.ForkingPickler if sys.version_info >= (3, 11, 5) else _NoForkLocks
+
+
 def pickled(task: Task, needed_by: str) -> wire.Pickled:
     """The work as two pickles: see `worker.run_received`. TypeError if it cannot be pickled."""
     fn, args, kwargs = task.call[1:]
     plain = (task.call[0], fn, tuple(args), dict(kwargs))
-    whole = wire.Pickled()
+    whole = _Parcel()
     try:
         whole.dump(plain)
     except Exception as cause:
@@ -67,7 +89,7 @@ def is_picklable(value: object) -> bool:
     """Whether it can go along with work."""
     try:
         with Collector():
-            wire.Pickled().dump(value)
+            _Parcel().dump(value)
     except Exception:
         return False
     return True
@@ -110,7 +132,7 @@ class Initializer(worker.Initialize):
         return worker.Initialize, (self.key, worker.run_stored, call, self.preexec)
 
     def _store(self) -> tuple[Optional[bytes], tuple[int, ...]]:
-        content = wire.Pickled()
+        content = _Parcel()
         # By a place in a list of its own: in that of a call, each call may have them elsewhere.
         with Collector() as fds:
             content.dump((self.initializer, self.initargs))

@@ -25,7 +25,7 @@ TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
-    from typing import Any, NoReturn, Optional, Union
+    from typing import NoReturn, Optional, Union
 
     # Kind, text, body and what is beside it, when several packets are one value.
     Ending = tuple[int, bytes, bytes, Iterable[Union[pickle.PickleBuffer, memoryview]]]
@@ -73,23 +73,6 @@ class RemoteTraceback(Exception):
         return f'\n"""\n{self.text}"""'
 
 
-if sys.version_info >= (3, 11):
-    _Pickler = ForkingPickler
-else:
-
-    class _Pickler(ForkingPickler):
-        """Refuses the locks of a fork context, as later Pythons do: these pickle an address."""
-
-        def reducer_override(self, obj: object) -> Any:
-            module: Any = sys.modules.get("multiprocessing.synchronize")
-            if module and isinstance(obj, module.SemLock) and vars(obj)["_semlock"].name is None:
-                raise RuntimeError(
-                    f"{obj!r} is of start method 'fork', under which it can only be inherited; "
-                    "make it with the context of another one"
-                )
-            return NotImplemented
-
-
 class Pickled:
     """A pickle: its stream, in parts, and the large buffers that were kept out of it.
 
@@ -97,6 +80,8 @@ class Pickled:
     """
 
     __slots__ = ("buffers", "size", "stream")
+
+    pickler: type[ForkingPickler] = ForkingPickler
 
     def __init__(self) -> None:
         self.stream: list[bytes] = []
@@ -106,7 +91,7 @@ class Pickled:
     def dump(self, value: object) -> None:
         """Pickle a value with the reducers that are registered with multiprocessing."""
         # typeshed lacks what ForkingPickler passes on.
-        _Pickler(self, pickle.HIGHEST_PROTOCOL, True, self.keep_out).dump(value)  # type: ignore[call-arg]
+        self.pickler(self, pickle.HIGHEST_PROTOCOL, True, self.keep_out).dump(value)  # type: ignore[call-arg]
 
     def write(self, part: Union[bytes, memoryview]) -> None:
         # Memory that is no bytes object's may be the pickler's for the length of this call only.

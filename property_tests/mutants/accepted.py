@@ -296,8 +296,8 @@ ACCEPTED = (
     Accepted(
         "wire",
         "dump",
-        "_Pickler(self, pickle.HIGHEST_PROTOCOL, True, self.keep_out).dump(value)",
-        ("_Pickler(self, pickle.HIGHEST_PROTOCOL, False, self.keep_out).dump(value)",),
+        "self.pickler(self, pickle.HIGHEST_PROTOCOL, True, self.keep_out).dump(value)",
+        ("self.pickler(self, pickle.HIGHEST_PROTOCOL, False, self.keep_out).dump(value)",),
         "only the protocols below 3 look at it: it is for Python 2",
     ),
     Accepted(
