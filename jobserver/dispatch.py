@@ -82,10 +82,7 @@ class Dispatch(Group):
         resources.engine.retain()
 
     def submit(self, work: Union[Work, Series]) -> AwaitedFuture[object]:
-        """Queue work. RuntimeError after `close`, BrokenProcessPool when broken.
-
-        OSError when the thread cannot be told; the work is not queued then.
-        """
+        """Queue work. RuntimeError after `close`, BrokenProcessPool when broken."""
         if self.pid != os.getpid():
             raise RuntimeError(
                 f"this executor belongs to process {self.pid}, of which this process is a fork"
@@ -98,13 +95,7 @@ class Dispatch(Group):
         with self.resources.engine.lock:
             self._check_usable()
             self.pending[future] = work
-        try:
-            self._tell()
-        except OSError:
-            with self.resources.engine.lock:
-                untold = self.pending.pop(future, None)
-            if untold is not None:  # else the thread was awake, and has seen it
-                raise
+        self._tell()
         return future
 
     def prune(self, future: AwaitedFuture[Any]) -> None:
@@ -168,6 +159,7 @@ class Dispatch(Group):
 
     def _start(self) -> None:
         """Start the thread; under fork, first what forks in its stead."""
+        self.resources.engine.prepare_to_notify()
         # The one of an earlier try, if the thread could not be started then.
         if self._forker is None and self.resources.context.get_start_method() == "fork":
             preexec = self._settings.preexec
@@ -190,11 +182,7 @@ class Dispatch(Group):
         # Once told, it looks at everything after it has set this back.
         if not self._changed:
             self._changed = True
-            try:
-                self.resources.engine.notify()
-            except BaseException:
-                self._changed = False  # it has not been told
-                raise
+            self.resources.engine.notify()
 
     # What follows runs in the thread.
 

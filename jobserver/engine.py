@@ -175,6 +175,11 @@ class Engine:
         with self.lock:
             self._open_poller()
 
+    def prepare_to_notify(self) -> None:
+        """Open what `notify` needs, so that it cannot fail once somebody relies on it."""
+        with self.step:
+            self._open_poller().wake()
+
     def track(self, run: Run) -> None:
         """Look after a run that has just been launched."""
         with self.step:

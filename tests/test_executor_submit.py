@@ -17,7 +17,7 @@ from typing import Any, Callable, NoReturn
 
 import pytest
 
-from jobserver import LostResult
+from jobserver import LostResult, forks
 from jobserver.poller import KernelPoller
 from tests import executor_work as work
 from tests.executor_help import executor_for
@@ -458,23 +458,25 @@ def test_work_runs_in_other_processes(method: str) -> None:
         assert executor.submit(getpid).result(PATIENCE) != os.getpid()
 
 
-def test_work_of_which_the_thread_cannot_be_told_is_not_queued(
+def short_of_descriptors(*_: object) -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_what_tells_the_thread_of_work_is_opened_first(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def short_of_descriptors(poller: KernelPoller) -> NoReturn:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    def submit_until_it_sleeps() -> NoReturn:
-        while True:
-            assert executor.submit(add, 1, 2).result(PATIENCE) == 3
-
     with executor_for(method, 1) as executor:
         with monkeypatch.context() as patch:
             patch.setattr(KernelPoller, "wake", short_of_descriptors)
             with pytest.raises(OSError, match="open files"):
-                submit_until_it_sleeps()
+                executor.submit(add, 1, 2)
         assert "pending=0" in repr(executor)
         assert executor.submit(add, 3, 4).result(PATIENCE) == 7
+        with monkeypatch.context() as patch:
+            patch.setattr(forks, "pipe", short_of_descriptors)
+            for number in range(20):
+                assert executor.submit(identity, number).result(PATIENCE) == number
+            executor.shutdown()
 
 
 def test_submit_needs_a_function(method: str) -> None:
