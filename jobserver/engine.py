@@ -41,6 +41,10 @@ _SLOT: Final = object()  # what the poller reports when a slot may be had
 _busy: set[Engine] = set()
 _draining_pid: Optional[int] = None
 
+# What finalizers could not do at once; and what the parent's could not, in a forked child.
+_put_off: dict[object, tuple[Engine, Callable[[], object]]] = {}
+_parents: list[object] = []
+
 
 class _Turn:
     """One thread's part in one turn: it leads, with the poller, or it follows, asleep."""
@@ -116,6 +120,8 @@ class _Step:
         if not self._depth:
             shield, self._shield = self._shield, None
         self._lock.release()
+        if _put_off:
+            _catch_up_on_finalizers()
         if shield is not None:
             shield.__exit__(kind, error, trace)
 
@@ -256,6 +262,12 @@ class Engine:
     def advance(self) -> None:
         """Move along what is ready. Never waits; costs what is ready, not what is tracked."""
         forks.catch_up()
+        self.glance()
+        if self._unbegun:
+            self._relaunch()
+
+    def glance(self) -> None:
+        """As `advance`, without starting anything."""
         poller = self._poller
         if poller is None or not (self._runs or self._attended):
             return
@@ -271,10 +283,35 @@ class Engine:
                 if self._poller is poller:
                     self._take_in(subjects)
                     self.notify()
-        if self._unbegun:
-            self._relaunch()
         if self._late:
             self._look(for_slot=False)
+
+    def finalize(self, do: Callable[[], object]) -> None:
+        """Do for a finalizer what it has to: at once, or else when nobody is in its way.
+
+        A finalizer can be run anywhere. It must not come amid a step of its own thread, and must
+        wait for no other thread, which may be waiting for a lock that this one holds.
+        """
+        _put_off[object()] = self, do
+        _do_put_off()
+
+    def enter_alone(self) -> bool:
+        """Take all locks that a finalizer needs, if nobody has one; `leave_alone` is their end."""
+        forks.catch_up()
+        # Reentrant as it is, it would let us in amid a step. typeshed lacks the method, on which
+        # threading.Condition relies.
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            return False
+        if not forks.opening.acquire(blocking=False):
+            return False
+        if self._lock.acquire(blocking=False):
+            return True
+        forks.opening.release()
+        return False
+
+    def leave_alone(self) -> None:
+        self._lock.release()
+        forks.opening.release()
 
     def notify(self) -> None:
         """Have all that wait look again."""
@@ -452,6 +489,28 @@ class Engine:
         self.slots.close()
 
 
+def _do_put_off() -> None:
+    """Do what finalizers have put off, as far as that can be. Never waits."""
+    for key, (engine, do) in list(_put_off.items()):
+        # It stays in sight of others until it can be done: who is in the way looks for it.
+        if engine.enter_alone():
+            try:
+                if _put_off.pop(key, None) is not None:
+                    do()
+            finally:
+                engine.leave_alone()
+
+
+def _catch_up_on_finalizers() -> None:
+    """Do what they have put off, when they are over; what it raises is nobody's, as in them."""
+    try:
+        _do_put_off()
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+
+
 def _keep_until_drained(engine: Engine) -> None:
     """Hold the engine while it has runs, and wait for those when the process ends.
 
@@ -474,6 +533,18 @@ def drain_all() -> None:
 
 def advance_orphans() -> None:
     """Move along the runs of engines that nobody uses any more."""
+    _catch_up_on_finalizers()
     for engine in list(_busy):
         if not engine.users:
             engine.advance()
+
+
+def _forget_in_child() -> None:
+    global _put_off
+    # Not let go of: that would run finalizers before all is reset that they use.
+    _parents.append(_put_off)
+    _put_off = {}
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

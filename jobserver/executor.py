@@ -196,7 +196,7 @@ class JobserverExecutor(concurrent.futures.Executor):
     def __del__(self) -> None:
         dispatch: Optional[Dispatch] = getattr(self, "_dispatch", None)
         if dispatch is not None:
-            dispatch.close()
+            dispatch.resources.engine.finalize(dispatch.close)
 
 
 def _own(context: Union[BaseContext, str, None], max_workers: object) -> Jobserver:

@@ -339,7 +339,12 @@ class Results(Iterator[T], Generic[T]):
         # Abandoned early: the slots of what has finished are not to wait for somebody's call.
         # And a slot that an interrupt left here is put back.
         resources: Optional[Resources] = getattr(self, "_resources", None)
-        if resources is not None and hasattr(self, "_held") and self._pid == os.getpid():
-            resources.put_back(self._held)
-            if self._outstanding:
-                resources.engine.advance()
+        if resources is None or not hasattr(self, "_held") or self._pid != os.getpid():
+            return
+        if self._held or self._outstanding:
+            resources.engine.finalize(functools.partial(_abandon, resources, self._held))
+
+
+def _abandon(resources: Resources, held: list[Slot]) -> None:
+    resources.put_back(held)
+    resources.engine.glance()

@@ -408,7 +408,10 @@ class Resources:
         if getattr(self, "closed", True) or sys.is_finalizing():
             return
         self.closed = True
-        self.engine.advance()
+        self.engine.finalize(self._let_go)
+
+    def _let_go(self) -> None:
+        self.engine.glance()
         running = len(self.group.tracked)
         try:
             if running:
@@ -417,7 +420,7 @@ class Resources:
                     "the Jobserver as a context manager",
                     ResourceWarning,
                     source=self,
-                    stacklevel=2,
+                    stacklevel=5,  # whoever dropped it, if that was done at once
                 )
         finally:  # the warning may be an error
             self.crew.close()
