@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, Literal, Optional, Union
 import attrs
 
 from . import forks
+from .interrupts import shielded
 from .make import Descriptors, Fifo, with_auth
 from .resources import Resources
 from .settings import Settings
@@ -137,7 +138,8 @@ def _opens_fifos(make: Optional[str]) -> bool:
         return False
     env = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
     try:
-        with forks.opening:  # no worker is forked that keeps the pipe, as in `commands`
+        # No worker is forked that keeps the pipe, as in `commands`.
+        with shielded(), forks.opening:
             asked = subprocess.Popen(
                 [make, "--version"],
                 env=env,
