@@ -46,7 +46,7 @@ class Collector:
         return len(self.fds) - 1
 
 
-class _NoForkLocks(reduction.ForkingPickler):
+class NoForkLocks(reduction.ForkingPickler):
     """Refuses the locks of a fork context, of which older Pythons pickle an address."""
 
     def reducer_override(self, obj: object) -> Any:
@@ -64,7 +64,7 @@ class _Parcel(wire.Pickled):
 
     __slots__ = ()
 
-    pickler = reduction.ForkingPickler if sys.version_info >= (3, 11, 5) else _NoForkLocks
+    pickler = reduction.ForkingPickler if sys.version_info >= (3, 11, 5) else NoForkLocks
 
 
 def pickled(task: Task, needed_by: str) -> wire.Pickled:
