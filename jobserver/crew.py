@@ -123,9 +123,8 @@ class Crew:
 
     def release(self, member: _Member) -> None:
         """It has served, and may again. Under the engine's lock."""
-        # A garbage collection may close the crew at any step: it sees to whom it finds here.
         self._idle.append(member)
-        if self.closed and member in self._idle:
+        if self.closed:
             self.part_with(member)
         else:
             most = self.engine.slots.count

@@ -164,7 +164,7 @@ class Engine:
 
     @property
     def lock(self) -> threading.RLock:
-        """Guards all state. Reentrant, as a garbage collection within may end in `release`."""
+        """Guards all state. Reentrant; see `finalize` for what must not enter it again."""
         if forks.behind:
             forks.catch_up()
         return self._lock
