@@ -347,13 +347,17 @@ class Model:
 
     def look(self) -> None:
         """Every run goes as far as what has happened leads it."""
+        self.glance()
+        self._relaunch()
+
+    def glance(self) -> None:
+        """As `look`, but no worker is started for work that has lost its own."""
         if not self._watched:
             return
         self._reach("poll")
         self._happen(self.now)
         self._take_in()
         self._unshield()
-        self._relaunch()
 
     @property
     def _watched(self) -> list[Union[Piece, Worker]]:
@@ -586,7 +590,7 @@ class Model:
         """The last handle is dropped."""
         if self.closed:
             return
-        self.look()
+        self.glance()
         if self.tracked:
             self.warned.append(("ResourceWarning", len(self.tracked)))
         self._close()
@@ -922,7 +926,7 @@ class Map:
     def abandon(self) -> None:
         """Nobody wants the rest."""
         if self._outstanding:
-            self._model.look()
+            self._model.glance()
         self._abandoned = True
 
     def _take(self, head: Chunk) -> object:
