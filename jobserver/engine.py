@@ -490,15 +490,16 @@ class Engine:
 
 
 def _do_put_off() -> None:
-    """Do what finalizers have put off, as far as that can be. Never waits."""
-    for key, (engine, do) in list(_put_off.items()):
-        # It stays in sight of others until it can be done: who is in the way looks for it.
-        if engine.enter_alone():
-            try:
-                if _put_off.pop(key, None) is not None:
-                    do()
-            finally:
-                engine.leave_alone()
+    """Do what finalizers have put off, as far as that can be. Waits for no other thread."""
+    with shielded():  # lest an interrupt leave a lock taken
+        for key, (engine, do) in list(_put_off.items()):
+            # It stays in sight of others until it can be done: who is in the way looks for it.
+            if engine.enter_alone():
+                try:
+                    if _put_off.pop(key, None) is not None:
+                        do()
+                finally:
+                    engine.leave_alone()
 
 
 def _catch_up_on_finalizers() -> None:

@@ -346,5 +346,6 @@ class Results(Iterator[T], Generic[T]):
 
 
 def _abandon(resources: Resources, held: list[Slot]) -> None:
+    """What `Results.__del__` has to do, without keeping the results."""
     resources.put_back(held)
     resources.engine.glance()

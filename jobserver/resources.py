@@ -411,6 +411,7 @@ class Resources:
         self.engine.finalize(self._let_go)
 
     def _let_go(self) -> None:
+        """What `__del__` has to do. Starts nothing, as a garbage collection should not."""
         self.engine.glance()
         running = len(self.group.tracked)
         try:
