@@ -227,14 +227,10 @@ def test_cancelled_futures_and_the_rest_at_shutdown(method: str, tmp_path: Path)
         pending = [executor.submit(identity, number) for number in range(20)]
         for mark in marks:
             await_file(mark)
-        gate.open()
+        pending[-1].add_done_callback(lambda _: gate.open())
         executor.shutdown(cancel_futures=True)
         assert [future.result(0) for future in running] == marks
-        assert all(future.done() for future in pending)
-        assert any(future.cancelled() for future in pending)
-        for future in pending:
-            if not future.cancelled():
-                assert future.exception(0) is None
+        assert all(future.cancelled() for future in pending)
 
 
 def test_many_submissions_do_not_fill_a_wake_up_pipe(tmp_path: Path) -> None:

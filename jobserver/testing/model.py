@@ -136,7 +136,7 @@ class Piece:
         self.seen = 0  # parts of its answer
         self.taken = 0  # how many workers have taken it
         self.repeated = False
-        self.signalled = False  # its worker was sent a signal
+        self.signals: list[int] = []  # that its worker was sent
         self.answered = False
         self.settled = False
         self.done = False
@@ -392,7 +392,7 @@ class Model:
                 if not fate.closed:
                     return False
                 if not fresh and fate.begun < worker.served:
-                    if not (piece.repeated or piece.signalled):
+                    if not (piece.repeated or piece.signals):
                         return True
                     self.reached["lost, and was not begun"] += 1
             piece.settled = True
@@ -415,8 +415,8 @@ class Model:
         assert reused is not None, "it is one that serves"
         worn = reused.max_tasks is not None and worker.served >= reused.max_tasks
         self.reached["worn"] += worn
-        self.reached["retired after a signal"] += piece.signalled
-        return not (worker.fate.last or worn or piece.signalled or self.closed)
+        self.reached["retired after a signal"] += bool(piece.signals)
+        return not (worker.fate.last or worn or piece.signals or self.closed)
 
     def _done(self, piece: Piece, exitcode: int) -> None:
         piece.done = True
@@ -474,6 +474,9 @@ class Model:
         else:
             self.reached["repeated"] += 1
             self._part_with(old)
+            for signum in piece.signals:  # sent when there was nobody to have them
+                self.reached["passed on a signal"] += 1
+                piece.worker.fate.signal(signum, self.now)
         piece.turn = next(self._turns)
 
     def _release(self, worker: Worker) -> None:
@@ -768,7 +771,7 @@ class Model:
 
     def wait(self, piece: Piece, timeout: Optional[float], signum: Optional[int]) -> bool:
         if signum is not None and not piece.done:
-            piece.signalled = True
+            piece.signals.append(signum)
             piece.worker.fate.signal(signum, self.now)
         return self.done(piece, timeout)
 
