@@ -147,6 +147,11 @@ def children_of(pid: int) -> list[int]:
 
 def descendants_of(pid: int) -> set[int]:
     """The living and the zombies below a process, however deep."""
+    # Twice, as an orphan moves up: past us, to where we have looked already.
+    return _walk_below(pid) | _walk_below(pid)
+
+
+def _walk_below(pid: int) -> set[int]:
     found: set[int] = set()
     pending = [pid]
     while pending:
