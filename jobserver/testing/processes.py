@@ -147,7 +147,7 @@ def children_of(pid: int) -> list[int]:
 
 def descendants_of(pid: int) -> set[int]:
     """The living and the zombies below a process, however deep."""
-    # Twice, as an orphan moves up: past us, to where we have looked already.
+    # Twice: an orphan moves up meanwhile, from where we have not looked yet to where we have.
     return _walk_below(pid) | _walk_below(pid)
 
 
