@@ -12,11 +12,12 @@ from pathlib import Path
 
 import environments
 from rows import METHODS, ROWS, Options
-from table import Row, Table, as_markdown, as_text
+from table import Row, Table, as_markdown, as_text, headlines
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
 PICTURE = HERE / "results.png"
+TABLES = HERE / "README.md"
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="write results.json and results.png here, and the README's part between the markers",
+        help="write results.json, results.png, and the parts of both READMEs",
     )
     parser.add_argument(
         "--draw", action="store_true", help="measure nothing; draw from results.json once more"
@@ -72,16 +73,20 @@ def _measured(name: str, options: Options) -> Row | None:
 
 
 def _draw(table: Table) -> None:
-    """The picture, and the README's part."""
+    """The picture, the tables beside it, and the lines of the project's README."""
     if environments.why_missing("picture") is None:
         python = environments.python("picture")
         command = [str(python), str(HERE / "picture.py"), str(RESULTS), str(PICTURE)]
         subprocess.run(command, env=environments.variables(), check=True)
-    text = README.read_text(encoding="utf-8")
+    _replace_part(TABLES, as_markdown(table, PICTURE.name))
+    _replace_part(README, headlines(table))
+
+
+def _replace_part(path: Path, part: str) -> None:
+    text = path.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    part = as_markdown(table, PICTURE.relative_to(README.parent).as_posix())
-    README.write_text(f"{before}{BEGIN}\n{part}\n{END}{after}", encoding="utf-8")
+    path.write_text(f"{before}{BEGIN}\n{part}\n{END}{after}", encoding="utf-8")
 
 
 def _machine(options: Options) -> dict[str, str]:

@@ -131,8 +131,31 @@ def _text(cell: Cell, unit: str) -> str:
     return text
 
 
+# What the project's README shows: a row, our contestant, and the one that it is compared with.
+HEADLINES = (
+    ("one call at a time", "latency", "jobserver, reused", "ProcessPoolExecutor"),
+    ("many calls, as completed", "many", "executor, reused", "ProcessPoolExecutor"),
+    ("many calls, as completed", "many", "executor, reused", "Pool"),
+    ("64 MiB array as argument", "array there", "executor, reused", "ProcessPoolExecutor"),
+    ("fresh worker", "fresh in turn", "jobserver, fresh", "bare Process"),
+)
+
+
+def headlines(table: Table) -> str:
+    """Five rows as ratios, ours to the peer's, with both named."""
+    rows = {row.name: row for row in table.rows}
+    lines = ["| what | ours ÷ peer | fork | forkserver | spawn |", "|---|---|---|---|---|"]
+    for title, name, ours, peer in HEADLINES:
+        ratios = [
+            written(mine.value / theirs.value, "x") if mine and theirs else ""
+            for mine, theirs in zip(rows[name].lines[ours], rows[name].lines[peer])
+        ]
+        lines.append(f"| {title} | {ours} ÷ {peer} | " + " | ".join(ratios) + " |")
+    return "\n".join(lines)
+
+
 def as_markdown(table: Table, picture: str) -> str:
-    """What the README shows: the bars, and the figures side by side under one start method."""
+    """All of it: the bars, and the figures side by side under one start method."""
     machine = "; ".join(f"{name} {value}" for name, value in table.machine.items())
     lines = [
         f"![The benchmark's table as a picture]({picture})",

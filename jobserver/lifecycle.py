@@ -108,7 +108,7 @@ def step(state: State, event: Event) -> Transition:
 
 
 def diagram() -> str:
-    """The table as a Mermaid state diagram, as the README shows it."""
+    """The table as a Mermaid state diagram, as ARCHITECTURE.md shows it."""
     lines = ["stateDiagram-v2", f"    [*] --> {State.RUNNING.value}"]
     for state, row in TABLE.items():
         for event, transition in row.items():
