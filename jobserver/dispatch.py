@@ -22,12 +22,13 @@ from typing import Any, Callable, Final, Optional, TypeVar, Union
 
 import attrs
 
-from . import worker
+from . import program, worker
 from .awaiting import AwaitedEvent, AwaitedFuture, Wait
 from .crew import Crew
 from .errors import LostResult
 from .forker import Forker, ForkerLost, await_kernel
 from .future import outcome_of
+from .launch import ContextLauncher
 from .protocols import Slot, Work
 from .resources import Resources
 from .run import Group, Run
@@ -160,8 +161,12 @@ class Dispatch(Group):
     def _start(self) -> None:
         """Start the thread; under fork, first what forks in its stead."""
         self.resources.engine.prepare_to_notify()
+        context = self.resources.context
+        if context.get_start_method() != "fork":
+            # The thread may start a worker when the main script has ended.
+            self._crew = Crew(self.resources.engine, ContextLauncher(context, program.current()))
         # The one of an earlier try, if the thread could not be started then.
-        if self._forker is None and self.resources.context.get_start_method() == "fork":
+        elif self._forker is None:
             preexec = self._settings.preexec
             self._forker = Forker.carrying(preexec)
             self._crew = Crew(self.resources.engine, self._forker)

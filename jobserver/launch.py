@@ -19,7 +19,7 @@ from multiprocessing import reduction
 from multiprocessing.context import BaseContext, get_spawning_popen
 from typing import Any, Callable, Final, Optional, cast
 
-from . import bootstrap, forks, serving, worker
+from . import bootstrap, forks, program, serving, worker
 from .parcels import file_of, pickled
 from .protocols import Post, Servant, Task, Worker
 
@@ -178,9 +178,11 @@ class Unknown:
 class ContextLauncher:
     """Starts workers through a multiprocessing context."""
 
-    def __init__(self, context: BaseContext) -> None:
+    def __init__(self, context: BaseContext, facts: Optional[program.Facts] = None) -> None:
+        """With `facts`, workers that are started afresh see the program as it was then."""
         self._context = context
         self._method = context.get_start_method()
+        self._missing = program.Missing(facts)
         self._forked: Optional[mp_process.BaseProcess] = None  # what every forked child becomes
 
     def launch(self, task: Task, reply: int) -> Worker:
@@ -247,6 +249,8 @@ class ContextLauncher:
         self, target: Callable[..., object], args: tuple[object, ...]
     ) -> mp_process.BaseProcess:
         """Start a process of this context; leave nothing behind if that fails."""
+        if program.is_told(self._context.Process):  # type: ignore[attr-defined]  # see below
+            target, args = worker.run_prepared, (self._missing, target, *args)
         process = self._process(target, args)
         _check_descriptors()
         self._start(process)

@@ -139,6 +139,14 @@ def run_stored(
     return fn(*args)
 
 
+def run_prepared(facts: Mapping[str, object], target: Callable[..., object], *args: object) -> None:
+    """A worker that was started late: first learn what multiprocessing could not tell it."""
+    from multiprocessing import spawn  # imported already in any process that gets here
+
+    spawn.prepare(dict(facts))
+    target(*args)
+
+
 def run_inherited(reply: int, env: Env, slot: Optional[Held], lock: int, call: Call) -> None:
     """A forked worker: everything came in memory."""
     _work(reply, env, slot, lock, lambda: call)

@@ -95,6 +95,81 @@ sys.exit(3)
     assert (tmp_path / "log").read_text() == "done"
 
 
+AFTER_THE_SCRIPT = r"""
+import concurrent.futures, multiprocessing, os, pathlib, sys, threading
+from jobserver import Jobserver, JobserverExecutor
+
+def work(name, number):
+    words = name, number, sys.argv[-1], os.getcwd(), sys.path[-1]
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+def tell(future):
+    if future.exception() is not None:
+        print("lost:", repr(future.exception()), flush=True)
+
+if __name__ == "__main__":
+    method, directory = sys.argv[1:]
+    context = multiprocessing.get_context(method)
+    js = Jobserver(context, 1)
+    executors = {
+        "standard": concurrent.futures.ProcessPoolExecutor(1, context),
+        "owning": JobserverExecutor(1, context),
+        "sharing": JobserverExecutor(js),
+        "reusing": JobserverExecutor(js.replace_workers()),
+    }
+    for name, executor in executors.items():
+        for number in range(3):
+            executor.submit(work, name, number).add_done_callback(tell)
+"""
+
+
+@pytest.mark.parametrize("ending", ["pass", "executor.shutdown(wait=False)"])
+def test_work_of_the_main_script_runs_after_its_end(
+    method: str, tmp_path: Path, ending: str
+) -> None:
+    """As it would have run at once, under ProcessPoolExecutor: see what that prints."""
+    change = f"""
+    for executor in executors.values():
+        {ending}
+    sys.argv.append("later")
+    sys.path.append("later")
+    os.chdir("/")
+"""
+    ended = run_script(tmp_path, AFTER_THE_SCRIPT + change, method, tmp_path, flags=("-W", "error"))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    lines = ended.stdout.splitlines()
+    expected = [line for line in lines if line.startswith("standard")]
+    assert len(expected) == 3
+    for name in ("owning", "sharing", "reusing"):
+        assert sorted(line for line in lines if line.startswith(name)) == [
+            line.replace("standard", name) for line in expected
+        ]
+    assert len(lines) == 12
+
+
+@pytest.mark.parametrize("afresh", ["spawn", "forkserver"])  # a fork has all that there was
+def test_a_jobserver_is_used_after_the_end_of_the_main_script(afresh: str, tmp_path: Path) -> None:
+    text = r"""
+import os, sys, threading
+from jobserver import Jobserver
+
+def work(number):
+    return -number
+
+def late(js, number):
+    threading.main_thread().join()
+    os.write(1, b"%d\n" % js.submit(work, args=(number,)).result())
+
+if __name__ == "__main__":
+    js = Jobserver(sys.argv[1], 1)
+    for number, handle in enumerate([js, js.replace_workers()]):
+        threading.Thread(target=late, args=(handle, number + 1)).start()
+"""
+    ended = run_script(tmp_path, text, afresh)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert sorted(ended.stdout.split()) == ["-1", "-2"]
+
+
 def test_an_idle_executor_does_not_hold_the_exit_up(method: str, tmp_path: Path) -> None:
     body = """
 executor = JobserverExecutor(2, context)

@@ -41,6 +41,7 @@ ROOMS = (
     "channel",
     "run",
     "bootstrap",
+    "program",
     "launch",
     "forker",
     "engine",
