@@ -114,12 +114,17 @@ def _without_frames(error: Exception) -> Exception:
     return error
 
 
+def _not_the_end() -> RuntimeError:
+    """What stands for a StopIteration, which would end the iterator that raises it."""
+    return RuntimeError("a call of this map raised StopIteration")
+
+
 class _Chunk:
     """One submission of the map, or why there is none; and the endings of its calls."""
 
     __slots__ = ("endings", "size", "source")
 
-    def __init__(self, size: int, source: Union[Run, Exception]) -> None:
+    def __init__(self, size: int, source: Union[Run, BaseException]) -> None:
         self.size = size  # calls whose endings have not been taken
         self.source = source
         self.endings: Optional[wire.Endings] = None
@@ -155,7 +160,7 @@ class Results(Iterator[T], Generic[T]):
         self._look_at = 0.0  # there is no need to see before what can be submitted
         self._buffersize = buffersize
         self._next: list[Call] = []  # read, but not submitted
-        self._broken: Optional[Exception] = None  # what reading the inputs raised after `_next`
+        self._broken: Optional[BaseException] = None  # what reading the inputs raised after `_next`
         self._outstanding: deque[_Chunk] = deque()
         self._held: list[Slot] = []  # for the next submission
         self._pause = resources.engine.clock()  # the gate is not to be asked before
@@ -174,13 +179,18 @@ class Results(Iterator[T], Generic[T]):
             head = self._outstanding[0]
             if head.size > 1 and head.endings is not None and self._clock() < self._look_at:
                 head.size -= 1
-                return cast("T", head.endings.take())  # `_fn` returns T
+                try:
+                    return cast("T", head.endings.take())  # `_fn` returns T
+                except StopIteration as error:
+                    raise _not_the_end() from error
         while True:
             self._submit_what_can_be()
             if self._outstanding:
                 if self._outstanding[0].ready():
                     try:
                         return self._take(self._outstanding[0])
+                    except StopIteration as error:
+                        raise _not_the_end() from error
                     finally:
                         # What it raises is kept, and refers to this frame: do not refer back.
                         del self
@@ -197,7 +207,7 @@ class Results(Iterator[T], Generic[T]):
             head.size -= 1
             if head.size == 0:
                 self._outstanding.popleft()
-            if isinstance(head.source, Exception):
+            if isinstance(head.source, BaseException):
                 raise head.source
             if self._chunksize == 1:
                 return cast("T", load(head.source))  # `_fn` returns T
@@ -218,7 +228,9 @@ class Results(Iterator[T], Generic[T]):
             try:
                 # Keeps what there was before an exception.
                 self._next.extend(itertools.islice(self._calls, further))
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise  # it need not be of the input, and does not wait for its turn
+            except BaseException as error:
                 self._broken = error
         if not self._next and self._broken is not None:
             self._outstanding.append(_Chunk(1, self._broken))

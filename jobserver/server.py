@@ -186,7 +186,8 @@ class Jobserver:
         worker, by what earlier ones took. What befalls a submission as a whole (its worker is
         killed, its arguments cannot be pickled) befalls each of its calls.
 
-        A call's exception is raised at its own position, and the iterator goes on after it.
+        A call's exception is raised at its own position, and the iterator goes on after it. A
+        StopIteration, which would end it, is raised as a RuntimeError whose cause it is.
         `timeout` counts from now; past it the iterator raises Blocked. Leaving the iterator early
         cancels nothing.
         """

@@ -194,24 +194,18 @@ def run_chunk(
     `launched` is the time, by this machine's clock, at which the chunk was about to be launched.
     """
     begun = time.monotonic()
-    count = len(columns[0])
     values: list[object] = []
     apart: dict[int, wire.Ending] = {}
-    results = map(fn, *columns)
-    while len(values) < count:
+    # Not `map`, which takes a StopIteration of `fn` for its own end.
+    for args in zip(*columns):
         try:
-            values.extend(results)  # keeps what there was before an exception
+            values.append(fn(*args))
         except Exception as error:
             apart[len(values)] = wire.pack_error(error).ending()
-        else:
-            if len(values) == count:
-                break
-            # `map` took it for its own end.
-            apart[len(values)] = wire.pack_error(StopIteration()).ending()
-        values.append(None)
+            values.append(None)
     together = wire.pack_values(values, apart)
     launch = None if launched is None else max(0.0, begun - launched)
-    return together, apart, (count, launch, time.monotonic() - begun)
+    return together, apart, (len(values), launch, time.monotonic() - begun)
 
 
 def call_with(

@@ -430,4 +430,10 @@ class Unfit:
 
 def stop_iteration_if(wanted: bool) -> None:
     if wanted:
-        raise StopIteration
+        raise StopIteration("from the work")
+
+
+def raise_if(error: type[BaseException], wanted: bool) -> bool:
+    if wanted:
+        raise error("from the work")
+    return wanted

@@ -52,6 +52,12 @@ def raise_with_cause(text: str) -> NoReturn:
         raise KeyError("the second " + text) from error
 
 
+def stop_iteration_at(number: int, bad: int) -> int:
+    if number == bad:
+        raise StopIteration(number)
+    return number
+
+
 def raise_keyboard_interrupt() -> NoReturn:
     raise KeyboardInterrupt("in the work")
 

@@ -48,6 +48,18 @@ def an_error_in_a_map(make: Make) -> object:
         return [quotient for quotient, _ in pool.map(divmod, [1, 1], [1, 0])]
 
 
+def a_stop_iteration_in_a_map(make: Make) -> object:
+    with make(1) as pool:
+        ends = []
+        for chunksize in (1, 2):
+            results = pool.map(work.stop_iteration_at, [0, 1, 2], [1] * 3, chunksize=chunksize)
+            try:
+                ends.append(list(results))
+            except RuntimeError as error:
+                ends.append([str(error), type(error.__cause__), next(results, "the end")])
+        return ends
+
+
 def the_cause_of_an_error(make: Make) -> object:
     with make(1) as pool:
         error = pool.submit(raise_value_error, "in the work").exception()
@@ -215,6 +227,7 @@ PROGRAMS: list[Callable[[Make], object]] = [
     initialized,
     an_error_in_a_result,
     an_error_in_a_map,
+    a_stop_iteration_in_a_map,
     the_cause_of_an_error,
     an_error_of_a_user,
     what_is_not_callable,

@@ -576,15 +576,85 @@ def test_results_of_any_kind_travel_in_one_chunk(method: str, chunksize: Any) ->
         assert next(results, None) is None
 
 
-@pytest.mark.parametrize("chunksize", [3, "auto"])
-def test_work_that_raises_what_ends_an_iterator(method: str, chunksize: Any) -> None:
-    """In the worker it ends nothing. Here it does what it always did, being raised by `next`."""
-    with for_many(method, True) as js:
-        stops = [number % 50 == 40 for number in range(100)]
-        results = js.map(
-            errands.stop_iteration_if, [(stop,) for stop in stops], chunksize=chunksize
-        )
-        assert [len(list(itertools.islice(results, 100))) for _ in range(3)] == [40, 49, 9]
+def drain(results: Iterator[Any]) -> list[Any]:
+    """All that a map gives: values, and what it raises in their places."""
+    got: list[Any] = []
+    while True:
+        try:
+            got.append(next(results))
+        except StopIteration:
+            return got
+        except BaseException as error:
+            got.append(error)
+
+
+@pytest.mark.parametrize("chunksize", [1, 3, "auto"])
+def test_work_that_raises_stop_iteration_ends_nothing(
+    method: str, workers: bool, chunksize: Any
+) -> None:
+    with for_many(method, workers) as js:
+        calls = 100 if workers else 4
+        bad = {1, calls - 1}
+        argses = [(number in bad,) for number in range(calls)]
+        got = drain(js.map(errands.stop_iteration_if, argses, chunksize=chunksize))
+        assert [number for number, value in enumerate(got) if value is not None] == sorted(bad)
+        for number in bad:
+            assert isinstance(got[number], RuntimeError)
+            cause = got[number].__cause__
+            assert isinstance(cause, StopIteration)
+            assert cause.value == "from the work"
+            assert "in stop_iteration_if" in str(cause.__cause__)
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_other_ends_of_iterators_are_raised_as_they_are(method: str, chunksize: int) -> None:
+    with Jobserver(method, 2).replace_workers() as js:
+        argses = [(StopAsyncIteration, number == 1) for number in range(4)]
+        got = drain(js.map(errands.raise_if, argses, chunksize=chunksize))
+        assert [type(value) for value in got] == [bool, StopAsyncIteration, bool, bool]
+
+
+def test_a_gate_that_raises_stop_iteration_ends_no_map() -> None:
+    asked: list[int] = []
+
+    def gate() -> None:
+        asked.append(1)
+        if len(asked) == 2:
+            raise StopIteration
+
+    with Jobserver("fork", 1) as js:
+        got = drain(js.replace_sleep(gate).map(identity, [(0,), (1,), (2,)]))
+        assert [got[0], got[2]] == [0, 2]
+        assert isinstance(got[1], RuntimeError)
+        assert isinstance(got[1].__cause__, StopIteration)
+
+
+class Unreadable:
+    """Arguments of a call that raise when they are read."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __iter__(self) -> Iterator[int]:
+        raise self.error
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, GeneratorExit])
+def test_an_input_that_raises_what_ends_an_iterator_is_told_in_its_turn(
+    error: type[BaseException], both: bool
+) -> None:
+    argses: list[Any] = [(0,), (1,), Unreadable(error), (3,)]
+    with Jobserver("fork", 1) as js:
+        kwargses: Any = [{}] * 4 if both else None
+        got = drain(js.map(identity, argses, kwargses, buffersize=3))
+        assert got[:2] == [0, 1]
+        assert len(got) == 3
+        if error is StopIteration:
+            assert isinstance(got[2], RuntimeError)
+            assert isinstance(got[2].__cause__, StopIteration)
+        else:
+            assert isinstance(got[2], error)
 
 
 def test_a_chunk_that_grew_is_lost_with_its_worker(method: str) -> None:
