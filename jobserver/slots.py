@@ -37,10 +37,11 @@ deepest of a chain is relieved, since what is deeper would stay behind.
 
 Programs of another kind, make's clients, take bytes from the same pipe without a receipt. A process
 that starts one `grants` it that, by a description at a place beyond those of all slots, the
-*presence*, which the program and whatever it starts inherit. While anybody is present, bytes that
-are missing may be with such programs, and an audit restores none. When the last one has ended, what
-they have not given back is missing as before, and restored. The program itself runs on a slot of
-whoever started it, whose receipt it inherits on the same description.
+*presence*, which the program and whatever it starts inherit. While anybody is present, an audit
+changes nothing. Bytes that are missing may be with such programs. Bytes that are too many may be
+lent: a program that waits (cc-rs 1.0.42 to 1.0.82, rustc -Zthreads) puts the slot on which it runs
+into the pipe and later reads it back. When the last program has ended, an audit counts as before.
+The program itself runs on a slot of its starter, whose receipt it inherits on the same description.
 """
 
 from __future__ import annotations
@@ -382,13 +383,11 @@ class SlotPool:
         return self.kernel.find(place, _end(place)) is None
 
     def _missing(self) -> int:
-        """How many bytes are neither in the pipe nor taken by anybody. Alone in the gate.
-
-        Negative: there are so many too many.
-        """
+        """How many bytes an audit restores; negative: how many it drains. Alone in the gate."""
         assert self.count is not None, "whose pool it is knows how many slots it has"
-        # First, as whoever is present may move bytes while we count; if nobody is, nobody does.
-        present = self.kernel.find(PRESENCE, PRESENCE + 1) is not None
+        # First, as programs that are present move bytes while we count; if none is, nobody does.
+        if self.kernel.find(PRESENCE, PRESENCE + 1) is not None:
+            return 0
         # Then the bytes: one that is taken meanwhile is counted twice, and never not at all.
         waiting = self.kernel.waiting()
         receipts = self._receipts()
@@ -397,7 +396,7 @@ class SlotPool:
             # Whoever had a receipt and no byte yet should have read by now, or found nothing.
             self.kernel.pause()
             missing = min(0, self.count - self.kernel.waiting() - receipts)
-        return min(missing, 0) if present else missing
+        return missing
 
     def _receipts(self) -> int:
         """How many slots are held: in how many blocks there is somebody."""

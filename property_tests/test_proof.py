@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any, Optional
 from unittest import mock
 
@@ -32,6 +33,9 @@ JOINED = Tree("make's, an audit at any time", 2, (Member(2), Member(audits=1)), 
 IMPLICIT = Tree("make's, nested", 1, (Member(2, below=(1,)),), joined=True)
 COMMAND = Tree("a command", 2, (Member(commands=1),))
 COMMAND_AUDITED = Tree("a command, audited", 2, (Member(commands=1), Member(audits=1)))
+LENT_TO_PIPE = Tree(
+    "a command that lends its slot", 1, (Member(commands=1, takes=0, gives=1), Member(1)), kills=0
+)
 TREES = (
     THREE,
     NESTED,
@@ -45,6 +49,19 @@ TREES = (
     COMMAND,
     COMMAND_AUDITED,
     Tree("a command of work", 1, (Member(1, inside=1),)),
+    LENT_TO_PIPE,
+    Tree(
+        "a command that lends its slot, kills",
+        1,
+        (Member(commands=1, takes=0, gives=1), Member(audits=1)),
+        ends=False,
+    ),
+    Tree(
+        "a command that lends the slot of work",
+        1,
+        (Member(1, inside=1, takes=0, gives=1), Member(audits=1)),
+        kills=0,
+    ),
     Tree("a fork at any time, and kills", 2, (Member(1, helpers=1),)),
     JOINED,
     IMPLICIT,
@@ -120,6 +137,16 @@ def find_nobody_present(kernel: OfdKernel, start: int, stop: int) -> Optional[in
     return None if start == PRESENCE else FIND(kernel, start, stop)
 
 
+def drain_what_is_lent(pool: SlotPool) -> int:
+    """As if a program that is present could only have more bytes than it should, never fewer."""
+    present = pool.kernel.find(PRESENCE, PRESENCE + 1) is not None
+    with mock.patch.object(
+        pool.kernel, "find", functools.partial(find_nobody_present, pool.kernel)
+    ):
+        missing = MISSING(pool)
+    return min(missing, 0) if present else missing
+
+
 def give_back_at_once(pool: SlotPool, slot: Slot, *, ended: bool = True) -> bool:
     """Write the byte, whoever the worker had lent the slot to."""
     if slot is pool._lent:
@@ -161,6 +188,7 @@ def leave_turnstile(_: object) -> None:
 
 
 FIND = OfdKernel.find
+MISSING = SlotPool._missing
 
 TRAPS: dict[str, tuple[Tree, list[tuple[Any, str, object]]]] = {
     "the gate's file is the receipts'": (BLIND, [(exploration, "GATE_FILE", RECEIPTS_FILE)]),
@@ -184,6 +212,10 @@ TRAPS: dict[str, tuple[Tree, list[tuple[Any, str, object]]]] = {
         [(SlotPool, "grant", grant_beside_the_gate)],
     ),
     "audits whoever is present": (COMMAND_AUDITED, [(OfdKernel, "find", find_nobody_present)]),
+    "a byte is drained that a program has lent": (
+        LENT_TO_PIPE,
+        [(SlotPool, "_missing", drain_what_is_lent)],
+    ),
     "a lender goes on too early": (CHAIN, [(SlotPool, "_return_lent", return_lent_at_once)]),
     "the implicit slot is taken too early": (
         IMPLICIT,

@@ -16,10 +16,10 @@ from typing import Any, Optional
 
 import pytest
 
-from jobserver import Blocked, CallbackRaised, Jobserver, commands
+from jobserver import Blocked, CallbackRaised, Jobserver, LostResult, commands
 from jobserver.make import Descriptors, Fifo, find_auth
 from tests.processes import check_slots, run_program
-from tests.work import PATIENCE, Gate, add, await_file, pass_gate, raise_value_error
+from tests.work import PATIENCE, Gate, add, await_file, die, pass_gate, raise_value_error
 
 SHOW = [sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"]
 
@@ -329,6 +329,47 @@ def test_slots_of_finished_work_are_there_for_a_command(method: str, tmp_path: P
         wait += f"exec {sys.executable} -c '{script}' ${{r%,*}} ${{r#*,}}"
         assert js.run(["sh", "-c", wait], style="pipe", timeout=PATIENCE).returncode == 0
         assert future.done()
+
+
+# Puts the slot on which it runs into the pipe while it waits, as cc-rs 1.0.42 to 1.0.82 and
+# rustc -Zthreads do, and reads it back.
+LEND = r"""
+import os, re, sys, time
+auth = re.findall(r"--jobserver-auth=(\S+)", os.environ["MAKEFLAGS"])[-1]
+if auth.startswith("fifo:"):
+    read = write = os.open(auth[len("fifo:"):], os.O_RDWR)
+else:
+    read, write = map(int, auth.split(","))
+os.write(write, b"+")
+open(sys.argv[1], "w").close()
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.002)
+sys.exit(os.read(read, 1) != b"+")
+"""
+
+
+@pytest.mark.parametrize("style", ["fifo", "pipe"])
+def test_a_command_gets_back_the_slot_that_it_has_lent(
+    method: str, style: Any, tmp_path: Path
+) -> None:
+    lent, enough = str(tmp_path / "lent"), str(tmp_path / "enough")
+    with Jobserver(method, 1) as js, Gate(tmp_path) as gate:
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            command = [sys.executable, "-c", LEND, lent, enough]
+            running = threads.submit(js.run, command, style=style, timeout=PATIENCE)
+            await_file(lent)
+            # Each of these looks for slots of the dead, and uses the one that is lent.
+            js.run(["true"], check=True)
+            with pytest.raises(LostResult):
+                js.replace_workers().submit(die, timeout=PATIENCE).result()
+            held = js.submit(pass_gate, args=(gate.path,), timeout=PATIENCE)
+            with pytest.raises(Blocked):
+                js.submit(add, args=(1, 2), timeout=0)
+            gate.open()
+            assert held.wait(PATIENCE)
+            Path(enough).touch()
+            assert running.result().returncode == 0
+        check_slots(js, 1, tmp_path / "slots")
 
 
 def test_the_gate_is_asked_for_commands_too() -> None:

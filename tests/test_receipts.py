@@ -857,15 +857,38 @@ def test_nobody_recovers_the_dead_while_a_program_runs(tree: Tree) -> None:
     assert root.slots.recovered == 1
 
 
-def test_too_many_bytes_are_drained_though_a_program_runs(tree: Tree) -> None:
-    root = tree.member()
+def test_a_byte_that_a_program_has_lent_is_not_drained(tree: Tree) -> None:
+    """cc-rs and rustc put the slot on which they run into the pipe, and read it back."""
+    root, other = tree.member(), tree.member()
     slot = some(root.slots.take())
     grant = granted(root.slots.grant(slot))
-    tree.kernel.write(b"!")
-    assert root.slots.audit() == 0
-    assert tree.free() == SLOTS - 1
+    program = Program(grant)
+    program.give_back(1)
+    assert root.slots.audit() == other.slots.audit() == 0
+    assert tree.free() == SLOTS
+    program.take(1)
+    program.end()
     root.slots.give_back(slot)
     root.slots.withdraw(grant)
+    assert tree.free() == SLOTS
+
+
+def test_what_a_killed_program_had_lent_is_drained_when_its_last_heir_has_ended(
+    tree: Tree,
+) -> None:
+    root, other = tree.member(), tree.member()
+    slot = some(root.slots.take())
+    grant = granted(root.slots.grant(slot))
+    program = Program(grant)
+    program.give_back(1)
+    heir = program.leave_an_heir()
+    program.end()
+    root.slots.give_back(slot)
+    root.slots.withdraw(grant)
+    assert tree.free() == SLOTS + 1
+    os.close(heir)
+    assert other.slots.audit() == 0
+    assert tree.free() == SLOTS
 
 
 def test_the_slot_of_a_program_is_in_use_while_it_runs_whoever_is_killed(tree: Tree) -> None:

@@ -31,6 +31,24 @@ TREES = (
     Tree("two commands, which take as many bytes as they can", 2, (Member(commands=2, takes=2),)),
     Tree("commands of two handles", 2, (Member(commands=1), Member(commands=1))),
     Tree("a command of work, and audits", 2, (Member(1, inside=1), Member(audits=1))),
+    Tree(
+        "a command that lends its slot, beside submissions",
+        1,
+        (Member(commands=1, gives=2), Member(2)),
+        kills=0,
+    ),
+    Tree(
+        "commands that lend their slots",
+        2,
+        (Member(commands=1, gives=1), Member(commands=1, gives=1)),
+        kills=0,
+    ),
+    Tree(
+        "a command that lends its slot, kills",
+        2,
+        (Member(commands=1, gives=1), Member(1)),
+        ends=False,
+    ),
     Tree("nested, twice", 2, (Member(2, below=(1,)),)),
 )
 

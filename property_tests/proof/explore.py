@@ -22,6 +22,7 @@ from .programs import (
     is_newborn,
     make_pool,
     next_request,
+    owes,
     simulated,
 )
 from .world import (
@@ -56,6 +57,7 @@ class Member:
     commands: int = 0  # programs that it runs, which take bytes as make's clients do
     inside: int = 0  # programs that each of its workers runs
     takes: int = 1  # how often such a program takes a byte beside its own slot, at most
+    gives: int = 0  # how often it lends its own slot to the pipe, at most, and takes it back
     audits: int = 0  # at any time, besides those that waiting makes
     helpers: int = 0  # processes that it forks, which hold nothing
     blind: bool = False  # whether it may hear of an answer and never of the worker's end
@@ -72,6 +74,9 @@ class Tree:
     kills: Optional[int] = None  # at most; None: everybody
     joined: bool = False  # whether the slots are make's, and the first member is who joined
     slow: bool = False  # whether the kernel opens a dead process's gate before it does the rest
+    # Whether everybody comes to an end. A program that has lent its slot does not if who took the
+    # byte is killed, and all who would give it back: nobody can tell who has a missing byte.
+    ends: bool = True
 
 
 class Violated(AssertionError):
@@ -116,7 +121,8 @@ class _Explorer:
                         following = world.copy()
                         self._kill(following, pid)
                         self._reached(following, number, f"kill {pid}", kills + 1, pending)
-        self._check_progress()
+        if self.tree.ends:
+            self._check_progress()
         self.reach.states = len(self.origins)
         return self.reach
 
@@ -146,14 +152,16 @@ class _Explorer:
             self._computing(thread) for process in world.processes for thread in process.threads
         )
         self.reach.most = max(self.reach.most, running)
-        if running > self.tree.slots:
+        # A program that was killed has left what it had lent to the pipe, until an audit drains it.
+        most = self.tree.slots + world.owed
+        if running > most:
             raise Violated(f"{running} compute on {self.tree.slots} slots:\n{self._story(number)}")
-        if self.tree.joined and running + world.outer > self.tree.slots:
+        if self.tree.joined and running + world.outer > most:
             raise Violated(
                 f"{running} compute, and make has {world.outer} of {self.tree.slots} slots:\n"
                 + self._story(number)
             )
-        if world.bytes > self.tree.slots:
+        if world.bytes > most:
             raise Violated(
                 f"{world.bytes} bytes for {self.tree.slots} slots:\n{self._story(number)}"
             )
@@ -249,6 +257,7 @@ class _Explorer:
         memory.commands = member.commands
         memory.inside = member.inside
         memory.takes = member.takes
+        memory.gives = member.gives
         memory.audits = member.audits
         memory.helpers = member.helpers
         memory.blind = member.blind
@@ -275,6 +284,8 @@ class _Explorer:
                     yield label, settled
 
     def _kill(self, world: World, pid: int) -> None:
+        threads = world.processes[pid].threads
+        world.owed += sum(owes(self.lives[thread][0]) for thread in threads)
         if self.tree.slow:
             process = world.processes[pid]
             process.threads = ()

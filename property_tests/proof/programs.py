@@ -85,7 +85,8 @@ class Memory:
         self.running = -1  # the process of the program that it waits for
         self.presence = -1  # the descriptor that it has with its program
         self.takes = 0  # bytes that a program may still take
-        self.tokens = 0  # that it has
+        self.gives = 0  # how often a program may still lend the slot on which it runs to the pipe
+        self.tokens = 0  # that it has; -1: it has lent that slot, and waits to read it back
         self.heirs = 0  # processes that it may still leave behind
         self.audits = 0  # that it may still do, besides those that waiting makes
         self.helpers = 0  # that it may still fork: processes that hold nothing
@@ -345,6 +346,7 @@ def start(me: Memory) -> str:
     me.commands -= 1
     child = _child(me, PROGRAM)
     child.receipt, child.takes, child.heirs = me.presence, me.takes, 1
+    child.gives = me.gives
     me.running = calls.ask("fork", freeze(child))
     return "wait for command"
 
@@ -368,9 +370,12 @@ def withdraw(me: Memory) -> str:
 
 def program(me: Memory) -> str:
     """Take bytes and write others back, as make does: without the gate, without receipts."""
+    if me.tokens < 0:
+        return "take back as program"
     choices = ["end of program"] * (not me.tokens)
     choices += ["take as program"] * (me.takes > 0)
     choices += ["return as program"] * (me.tokens > 0)
+    choices += ["lend as program"] * (me.gives > 0 and not me.tokens)
     choices += ["leave an heir"] * (me.heirs > 0)
     return choices[calls.ask("choose", len(choices))] if len(choices) > 1 else choices[0]
 
@@ -384,6 +389,19 @@ def take_as_program(me: Memory) -> str:
 def return_as_program(me: Memory) -> str:
     calls.ask("write", 1)
     me.tokens -= 1
+    return "program"
+
+
+def lend_as_program(me: Memory) -> str:
+    """As cc-rs and rustc do while they wait: others may have the slot on which it runs."""
+    me.gives -= 1
+    calls.ask("write", 1)
+    me.tokens = -1
+    return "program"
+
+
+def take_back_as_program(me: Memory) -> str:
+    me.tokens += bool(calls.ask("read", READ))
     return "program"
 
 
@@ -402,7 +420,7 @@ def launch(me: Memory) -> str:
     child = _child(me, WORKER)
     child.held = me.pool.held(slot)
     child.receipt = slot.receipt
-    child.commands, child.takes = me.inside, me.takes
+    child.commands, child.takes, child.gives = me.inside, me.takes, me.gives
     if me.below:
         child.submissions, *below = me.below
         child.below = tuple(below)
@@ -454,7 +472,7 @@ def _child(me: Memory, role: str) -> Memory:
     child.held, child.receipt, child.new, child.runs = None, -1, None, []
     child.submissions, child.below, child.audits, child.helpers = 0, (), 0, 0
     child.commands, child.inside, child.running, child.presence = 0, 0, -1, -1
-    child.takes, child.tokens, child.heirs = 0, 0, 0
+    child.takes, child.gives, child.tokens, child.heirs = 0, 0, 0, 0
     return child
 
 
@@ -485,6 +503,8 @@ OPERATIONS: dict[str, Callable[[Memory], str]] = {
     "withdraw": withdraw,
     PROGRAM: program,
     "take as program": take_as_program,
+    "lend as program": lend_as_program,
+    "take back as program": take_back_as_program,
     "return as program": return_as_program,
     "leave an heir": leave_an_heir,
     "end of program": exit_,
@@ -528,6 +548,11 @@ def computing(memory: Any) -> int:
     if me["operation"] == "launch":
         return int(bool(me["new"][1]))  # a lent slot has no token
     return int(not (me["blind"] and has_answered(memory)))
+
+
+def owes(memory: Any) -> bool:
+    """Whether a program has lent its slot to the pipe; killed now, it leaves a byte too many."""
+    return int(dict(memory)["tokens"]) < 0
 
 
 def has_answered(memory: Any) -> bool:

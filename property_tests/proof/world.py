@@ -99,11 +99,12 @@ class Process:
 class World:
     """Processes over one kernel."""
 
-    __slots__ = ("bytes", "descriptions", "outer", "processes")
+    __slots__ = ("bytes", "descriptions", "outer", "owed", "processes")
 
     def __init__(self) -> None:
         self.bytes = 0  # in the pipe
         self.outer = 0  # in make's, if the slots are make's
+        self.owed = 0  # that programs had lent to the pipe when they were killed
         self.descriptions: dict[int, Description] = {}
         self.processes: list[Process] = []
 
@@ -111,6 +112,7 @@ class World:
         new = World.__new__(World)
         new.bytes = self.bytes
         new.outer = self.outer
+        new.owed = self.owed
         new.descriptions = dict(self.descriptions)  # which are replaced, not changed
         new.processes = [process.copy() for process in self.processes]
         return new
@@ -253,7 +255,8 @@ class World:
         new = World()
         new.bytes = self.bytes
         new.outer = self.outer
-        key: list[Any] = [self.bytes, self.outer]
+        new.owed = self.owed
+        key: list[Any] = [self.bytes, self.outer, self.owed]
         for old, name in numbers.items():
             description = self.descriptions[old]
             places = frozenset(
