@@ -105,7 +105,9 @@ class AwaitedFuture(concurrent.futures.Future[T]):
         if not self._tells:
             return super().result(timeout)
         with self._awaited():
-            return super().result(timeout)
+            super().exception(timeout)
+        # Not within: `contextlib` sets an attribute of what is raised there, which may refuse it.
+        return super().result()
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
         if not self._tells:

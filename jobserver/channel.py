@@ -8,7 +8,7 @@ import pickle
 import socket
 from typing import Final, Optional, Union
 
-from . import forks, memory, wire
+from . import forks, memory, pickles, wire
 from .protocols import Closed
 
 _FIRST: Final = 1 << 12  # bytes read at first, which is all of most frames
@@ -27,7 +27,7 @@ class ResultChannel:
     def __init__(self, files: Optional[socket.socket] = None) -> None:
         self.reply: int
         self._files = files
-        self._is_socket = files is None and wire.HAS_MEMFD
+        self._is_socket = files is None and pickles.HAS_MEMFD
         if self._is_socket:
             ours, theirs = forks.socketpair()
             self._fd, self.reply = ours.detach(), theirs.detach()

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from multiprocessing import util
 from typing import Callable, Final, Optional, Union
 
-from . import forks, serving, wire
+from . import forks, pickles, serving, wire
 from .channel import ResultChannel
 from .engine import Engine
 from .memory import open_unnamed
@@ -413,7 +413,7 @@ class _Request:
         if in_file or fds:
             self._attach(content if in_file else None, fds)
 
-    def _attach(self, content: Optional[wire.Pickled], fds: list[int]) -> None:
+    def _attach(self, content: Optional[pickles.Pickled], fds: list[int]) -> None:
         """Have what is too large, and descriptors of its own, sent with the message."""
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)

@@ -34,6 +34,7 @@ from .resources import Resources
 from .run import Group, Run
 from .series import Series
 from .settings import Settings
+from .tracebacks import clear_traceback
 
 T = TypeVar("T")
 
@@ -321,7 +322,8 @@ class Dispatch(Group):
         except BaseException as error:
             # Also what user code raised to end a process while its arguments were pickled: this
             # thread is not that process. Without the traceback, whose frames keep all this alive.
-            _finish(future.set_exception, error.with_traceback(None))
+            clear_traceback(error)
+            _finish(future.set_exception, error)
         else:
             if lent:
                 self._lent = run
@@ -362,7 +364,8 @@ class Dispatch(Group):
             _finish(future.set_result, value)
             return
         # Without the traceback, whose frames keep all this alive.
-        _finish(future.set_exception, failure.with_traceback(None))
+        clear_traceback(failure)
+        _finish(future.set_exception, failure)
 
     def _break(self, reason: BaseException) -> None:
         """No more work can be run: fail what is pending, and refuse what comes."""

@@ -14,6 +14,7 @@ from .launch import valid_signal
 from .lifecycle import State
 from .run import Callback, Run
 from .settings import check_timeout
+from .tracebacks import clear_traceback
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec
@@ -195,7 +196,8 @@ def outcome_of(run: Run) -> Callable[[], object]:
 def _raise(error: BaseException) -> NoReturn:
     try:
         # Without the tracebacks of earlier raises, which would pile up.
-        raise error.with_traceback(None)
+        clear_traceback(error)
+        raise error
     finally:
         # The traceback refers to this frame: do not refer back from it.
         del error

@@ -21,6 +21,7 @@ from .protocols import Slot, Work
 from .resources import Resources
 from .run import Run
 from .settings import Settings
+from .tracebacks import clear_traceback
 from .worker import call_with, run_chunk
 
 T = TypeVar("T")
@@ -109,7 +110,7 @@ def _without_frames(error: Exception) -> Exception:
         part = parts.pop()
         if part is not None and id(part) not in seen:
             seen.add(id(part))
-            part.__traceback__ = None
+            clear_traceback(part)
             parts += part.__cause__, part.__context__
     return error
 

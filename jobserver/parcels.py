@@ -10,7 +10,7 @@ from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen, set_spawning_popen
 from typing import TYPE_CHECKING, Any, Callable, Final, Optional, cast
 
-from . import forks, memory, wire, worker
+from . import forks, memory, pickles, worker
 from .protocols import Task
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class NoForkLocks(reduction.ForkingPickler):
         return NotImplemented
 
 
-class _Parcel(wire.Pickled):
+class _Parcel(pickles.Pickled):
     """The pickle of what goes along with work."""
 
     __slots__ = ()
@@ -67,7 +67,7 @@ class _Parcel(wire.Pickled):
     pickler = reduction.ForkingPickler if sys.version_info >= (3, 11, 5) else NoForkLocks
 
 
-def pickled(task: Task, needed_by: str) -> wire.Pickled:
+def pickled(task: Task, needed_by: str) -> pickles.Pickled:
     """The work as two pickles: see `worker.run_received`. TypeError if it cannot be pickled."""
     fn, args, kwargs = task.call[1:]
     plain = (task.call[0], fn, tuple(args), dict(kwargs))
@@ -95,7 +95,7 @@ def is_picklable(value: object) -> bool:
     return True
 
 
-def file_of(content: wire.Pickled) -> int:
+def file_of(content: pickles.Pickled) -> int:
     """A file without a name that has this content, private to this process."""
     return _file(content.buffers, content.stream)
 

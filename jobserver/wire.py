@@ -17,14 +17,14 @@ import itertools
 import os
 import pickle
 import struct
-import sys
 from io import BytesIO
-from multiprocessing.reduction import ForkingPickler
+
+from .pickles import Pickled, pickled, pickled_error
+from .tracebacks import RemoteTraceback, qualified_name, set_cause, shown, traceback_text
 
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from types import TracebackType
     from typing import NoReturn, Optional, Union
 
     # Kind, text, body and what is beside it, when several packets are one value.
@@ -43,97 +43,13 @@ VALUE = 0  # the work returned; body: the value
 ERROR = 1  # the work raised an Exception; body: it
 EXIT = 2  # the work raised what ends a process (SystemExit, KeyboardInterrupt); body: it
 
-# Of exactly these types, reducers know nothing. A pickler that asks them costs 80 µs after a fork.
-_ATOMS = frozenset((type(None), bool, int, float, str, bytes))
-
 # Flags beside these.
 LAST = 0x80  # the worker answers nothing more
 IN_FILE = 0x40  # the pickle is in a file
 
 SIZE = struct.Struct("!Q")  # of a block in a file
 
-HAS_MEMFD = hasattr(os, "memfd_create")
-
-# What is large, in bytes: a buffer that is kept out of its pickle, and a pickle that goes into a
-# file. Below, a pipe takes less time (measured with bytes and NumPy arrays, Linux 6.18). Without
-# files in memory nothing is large.
-LARGE = 1 << 18 if HAS_MEMFD else sys.maxsize
-
 _ONE_WRITE = 1 << 16  # bytes; below, header, text and body are joined to save system calls
-
-
-class RemoteTraceback(Exception):
-    """The worker's traceback as text: the `__cause__` of an exception that crossed a channel."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
-
-
-class Pickled:
-    """A pickle: its stream, in parts, and the large buffers that were kept out of it.
-
-    To a pickler it is the file to write to.
-    """
-
-    __slots__ = ("buffers", "size", "stream")
-
-    pickler: type[ForkingPickler] = ForkingPickler
-
-    def __init__(self) -> None:
-        self.stream: list[bytes] = []
-        self.size: int = 0  # of the stream, in bytes
-        self.buffers: list[memoryview] = []
-
-    def dump(self, value: object) -> None:
-        """Pickle a value with the reducers that are registered with multiprocessing."""
-        # typeshed lacks what ForkingPickler passes on.
-        self.pickler(self, pickle.HIGHEST_PROTOCOL, True, self.keep_out).dump(value)  # type: ignore[call-arg]
-
-    def write(self, part: Union[bytes, memoryview]) -> None:
-        # Memory that is no bytes object's may be the pickler's for the length of this call only.
-        kept = part if type(part) is bytes else bytes(part)
-        self.stream.append(kept)
-        self.size += len(kept)
-
-    def put_first(self, part: bytes) -> None:
-        """Have the stream begin with this."""
-        self.stream.insert(0, part)
-        self.size += len(part)
-
-    def keep_out(self, buffer: pickle.PickleBuffer) -> bool:
-        """Keep a buffer that is large; True when it is to be in the stream."""
-        view = buffer.raw()
-        # Whoever pickles bytes as a buffer gets bytes, and no view of them.
-        if len(view) < LARGE or type(view.obj) in (bytes, bytearray):
-            return True
-        self.buffers.append(view)
-        return False
-
-    @property
-    def is_large(self) -> bool:
-        return self.size >= LARGE or bool(self.buffers)
-
-    def united(self) -> Pickled:
-        """The same with everything in the stream."""
-        if not self.buffers:
-            return self
-        whole = Pickled()
-        pickle.Pickler(whole, pickle.HIGHEST_PROTOCOL).dump(self)
-        return whole
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """A pickle of this is one of what this is the pickle of."""
-        buffers = [pickle.PickleBuffer(buffer) for buffer in self.buffers]
-        return load_united, (b"".join(self.stream), buffers)
-
-
-def load_united(stream: bytes, buffers: Iterable[Union[bytes, bytearray]]) -> object:
-    """What such a pickle holds."""
-    return pickle.loads(stream, buffers=buffers)
 
 
 class Frame:
@@ -172,13 +88,13 @@ class Frame:
         except BaseException as cause:
             error = RuntimeError(
                 f"the {'result' if self.kind == VALUE else 'exception'} of the work is not "
-                f"reconstructable in this process: {cause!r}"
+                f"reconstructable in this process: {shown(cause)}"
             )
             if self.text:
-                cause.__cause__ = RemoteTraceback(self.text)
+                set_cause(cause, RemoteTraceback(self.text))
             raise error from cause
         if self.text and isinstance(content, BaseException):
-            content.__cause__ = RemoteTraceback(self.text)
+            set_cause(content, RemoteTraceback(self.text))
         return content
 
 
@@ -187,16 +103,16 @@ class Packet:
 
     __slots__ = ("kind", "pickled", "text")
 
-    def __init__(self, kind: int, text: str, pickled: Pickled) -> None:
+    def __init__(self, kind: int, text: str, whole: Pickled) -> None:
         self.kind: int = kind
         self.text: bytes = text.encode("utf-8", "backslashreplace")
-        self.pickled: Pickled = pickled
+        self.pickled: Pickled = whole
 
     def ending(self) -> Ending:
         """As a part of another value."""
-        pickled = self.pickled
-        beside = [pickle.PickleBuffer(buffer) for buffer in pickled.buffers]
-        return self.kind, self.text, b"".join(pickled.stream), beside
+        whole = self.pickled
+        beside = [pickle.PickleBuffer(buffer) for buffer in whole.buffers]
+        return self.kind, self.text, b"".join(whole.stream), beside
 
     def send(self, fd: int, files: int = -1, *, last: bool = True) -> None:
         """Write the frame; wait for the reader as long as it takes.
@@ -204,13 +120,13 @@ class Packet:
         `files` is a socket for the file that a large value is in; -1 if there is none.
         """
         kind = self.kind | (LAST if last else 0)
-        pickled = self.pickled
-        if pickled.is_large:
+        whole = self.pickled
+        if whole.is_large:
             if files >= 0 and self._send_in_file(fd, files, kind):
                 return
-            pickled = pickled.united()
-        parts = (HEADER.pack(kind, len(self.text), pickled.size) + self.text, *pickled.stream)
-        if pickled.size < _ONE_WRITE:
+            whole = whole.united()
+        parts = (HEADER.pack(kind, len(self.text), whole.size) + self.text, *whole.stream)
+        if whole.size < _ONE_WRITE:
             parts = (b"".join(parts),)
         for part in parts:
             _write(fd, part)
@@ -219,8 +135,8 @@ class Packet:
         """Send the pickle in a file, if there can be one: whether that was so."""
         from . import memory  # most work has no need of it
 
-        pickled = self.pickled
-        sizes = [*map(len, pickled.buffers), pickled.size]
+        whole = self.pickled
+        sizes = [*map(len, whole.buffers), whole.size]
         body = b"".join(map(SIZE.pack, sizes))
         frame = HEADER.pack(kind | IN_FILE, len(self.text), len(body)) + self.text + body
         try:
@@ -228,7 +144,7 @@ class Packet:
         except OSError:
             return False
         try:
-            memory.store(file, pickled.buffers, pickled.stream)
+            memory.store(file, whole.buffers, whole.stream)
             if files == fd:
                 frame = frame[memory.send_file(files, file, frame) :]
             else:
@@ -318,57 +234,24 @@ class _PlainPickler(pickle.Pickler):
 def pack_value(value: object) -> Packet:
     """How the work ended that returned `value`."""
     try:
-        return Packet(VALUE, "", _dump(value))
+        return Packet(VALUE, "", pickled(value))
     except Exception as cause:
-        name = _qualified_name(value)
+        name = qualified_name(value)
         return pack_error(
-            RuntimeError(f"the work's result of type {name} is not picklable: {cause!r}"), cause
+            RuntimeError(f"the work's result of type {name} is not picklable: {shown(cause)}"),
+            cause,
         )
 
 
 def pack_error(error: BaseException, origin: Optional[BaseException] = None) -> Packet:
     """How the work ended that raised `error`; `origin` has the traceback, if another has."""
-    text = _traceback_text(error if origin is None else origin)
+    text = traceback_text(error if origin is None else origin)
     kind = ERROR if isinstance(error, Exception) else EXIT
     try:
-        return Packet(kind, text, _dump(error))
+        return Packet(kind, text, pickled_error(error))
     except Exception as cause:
-        name = _qualified_name(error)
+        name = qualified_name(error)
         substitute = RuntimeError(
-            f"the work's exception of type {name} is not picklable: {cause!r}"
+            f"the work's exception of type {name} is not picklable: {shown(cause)}"
         )
-        return Packet(kind, text, _dump(substitute))
-
-
-def _dump(value: object) -> Pickled:
-    pickled = Pickled()
-    if type(value) in _ATOMS and sys.getsizeof(value) < LARGE:
-        pickled.write(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
-    else:
-        pickled.dump(value)
-    return pickled
-
-
-def _qualified_name(value: object) -> str:
-    kind = type(value)
-    if kind.__module__ == "builtins":
-        return repr(kind.__qualname__)
-    return repr(f"{kind.__module__}.{kind.__qualname__}")
-
-
-def _traceback_text(error: BaseException) -> str:
-    """The traceback, causes and all, without the frames of this package above the work."""
-    import traceback
-
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None and _is_ours(trace):
-        trace = trace.tb_next
-    try:
-        return "".join(traceback.format_exception(type(error), error, trace))
-    except Exception as broken:  # an exception whose own __str__ or __repr__ raises
-        return f"{_qualified_name(error)} (its traceback cannot be formatted: {broken!r})\n"
-
-
-def _is_ours(trace: TracebackType) -> bool:
-    name: object = trace.tb_frame.f_globals.get("__package__")
-    return name == __package__
+        return Packet(kind, text, pickled_error(substitute))

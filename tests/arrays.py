@@ -13,10 +13,10 @@ import socket
 import threading
 from typing import Any
 
-from jobserver import Jobserver, wire
+from jobserver import Jobserver, pickles
 from tests.work import PATIENCE, streamed_blob
 
-SIZE = 3 * wire.LARGE + 24  # bytes: large, of float64, and no number of pages
+SIZE = 3 * pickles.LARGE + 24  # bytes: large, of float64, and no number of pages
 
 
 def numpy() -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Callable, NoReturn, Optional
 
 import pytest
 
-from jobserver import Jobserver, JobserverExecutor, wire
+from jobserver import Jobserver, JobserverExecutor, pickles
 from jobserver.parcels import Collector, Initializer
 from tests import arrays
 from tests import executor_work as work
@@ -298,7 +298,7 @@ def test_a_forked_worker_that_drops_an_initializer_closes_nothing_of_its_own() -
     with reader, writer, Jobserver(context_of("fork"), 1) as js:
         initializer = Initializer(work.initialize, (reader, writer, bytes(100_000)), None)
         with Collector():
-            wire.Pickled().dump(initializer)  # it has descriptors from now on
+            pickles.Pickled().dump(initializer)  # it has descriptors from now on
         work.inherited.append(initializer)
         del initializer
         assert js(work.closed_with_what_is_inherited).result(PATIENCE) == []

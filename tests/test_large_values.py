@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 import pytest
 
-from jobserver import Jobserver, JobserverExecutor, LostResult, memory, wire
+from jobserver import Jobserver, JobserverExecutor, LostResult, memory, pickles, wire
 from jobserver.channel import ResultChannel
 from jobserver.protocols import Closed
 from tests import arrays
@@ -152,9 +152,9 @@ def type_and_value(value: Any) -> tuple[str, Any]:
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_around_the_size_from_which_a_value_is_large(js: Jobserver, np: Any, more: int) -> None:
-    size = wire.LARGE // 8 + more
+    size = pickles.LARGE // 8 + more
     assert is_mapped(js(arrays.ones, 8 * size).result(PATIENCE)) == (more >= 0)
-    text = blob(wire.LARGE + more)
+    text = blob(pickles.LARGE + more)
     assert js(identity, text).result(PATIENCE) == text
 
 
@@ -346,7 +346,7 @@ def test_many_at_once_do_not_use_up_the_descriptors(np: Any) -> None:
         js = base.replace_workers()
         resource.setrlimit(resource.RLIMIT_NOFILE, (before + 160, hard))
         try:
-            futures = [js(arrays.ones, wire.LARGE) for _ in range(250)]
+            futures = [js(arrays.ones, pickles.LARGE) for _ in range(250)]
             for future in futures:
                 assert future.wait(PATIENCE)
             results = [future.result() for future in futures]
@@ -416,7 +416,7 @@ def test_a_channel_that_ends_within_the_frame(length: int) -> None:
 
 
 def test_a_platform_without_files_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "HAS_MEMFD", False)
+    monkeypatch.setattr(pickles, "HAS_MEMFD", False)
     channel = ResultChannel()
     wire.pack_value("text").send(channel.reply)
     frame = channel.receive()

@@ -22,6 +22,8 @@ ROOMS = (
     "__init__",
     "errors",
     "memory",
+    "tracebacks",
+    "pickles",
     "wire",
     "worker",
     "serving",
@@ -165,13 +167,14 @@ def test_imports_nothing_by_a_computed_name(room: str) -> None:
     assert not names & {"import_module", "__import__"}
 
 
-def test_the_worker_imports_three_rooms_and_the_standard_library() -> None:
+def test_the_worker_imports_few_rooms_and_the_standard_library() -> None:
     # `memory` only for a large value: see the next test.
     rooms, others = imports_of("worker")
-    assert rooms <= {"errors", "memory", "wire"}
+    few = {"errors", "memory", "pickles", "tracebacks", "wire"}
+    assert rooms <= few
     for room in rooms:
         below, besides = imports_of(room)
-        assert below <= {"errors", "memory", "wire"}
+        assert below <= few
         others |= besides
     source = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
     # Without site-packages there is nothing but the standard library to be found.
@@ -189,7 +192,8 @@ def test_the_worker_imports_next_to_nothing() -> None:
     modules = imported_by("import jobserver.worker")
     assert {"jobserver", "jobserver.worker"} <= modules
     ours = {name for name in modules if name.partition(".")[0] == "jobserver"}
-    assert ours <= {"jobserver", "jobserver.errors", "jobserver.wire", "jobserver.worker"}
+    few = {"errors", "pickles", "tracebacks", "wire", "worker"}
+    assert ours <= {"jobserver", *("jobserver." + room for room in few)}
     dear = {"asyncio", "attr", "attrs", "concurrent.futures", "dataclasses", "inspect", "logging"}
     assert not modules & {*dear, "multiprocessing.pool", "subprocess", "tempfile", "typing"}
 

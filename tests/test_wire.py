@@ -9,7 +9,7 @@ from typing import Any, Callable, NoReturn, Optional
 
 import pytest
 
-from jobserver import memory, wire
+from jobserver import memory, pickles, tracebacks, wire
 from jobserver.channel import ResultChannel
 from jobserver.protocols import Closed
 from tests.work import add
@@ -80,7 +80,7 @@ def test_a_value_is_loaded_as_it_was_packed(value: Any, monkeypatch: pytest.Monk
 
 
 def test_values_of_plain_types_ask_no_reducers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "ForkingPickler", None)
+    monkeypatch.setattr(pickles.Pickled, "pickler", None)
     for value in (None, True, 7, 1.5, "text", b"bytes"):
         assert arrived(wire.pack_value(value), monkeypatch).load() == value
 
@@ -111,7 +111,7 @@ def test_an_exception_brings_its_traceback(
     assert isinstance(loaded, type(error))
     assert loaded.args == error.args
     cause = loaded.__cause__
-    assert isinstance(cause, wire.RemoteTraceback)
+    assert isinstance(cause, tracebacks.RemoteTraceback)
     assert cause.text == frame.text
     assert cause.args == (frame.text,)
     assert str(cause) == f'\n"""\n{frame.text}"""'
@@ -153,7 +153,7 @@ def text_of(outer: Callable[[BaseException], object]) -> str:
     """The traceback of what it raises, from its own frame on."""
     error = caught(Plain("why"), outer)
     assert error.__traceback__ is not None
-    return wire._traceback_text(error.with_traceback(error.__traceback__.tb_next))
+    return tracebacks.traceback_text(error.with_traceback(error.__traceback__.tb_next))
 
 
 def test_the_frames_of_the_package_above_the_work_are_left_out() -> None:
@@ -175,7 +175,7 @@ def test_an_exception_of_the_package_keeps_its_last_frame() -> None:
 
 
 def test_an_exception_that_was_never_raised() -> None:
-    assert wire._traceback_text(Plain("why")) == "tests.test_wire.Plain: why\n"
+    assert tracebacks.traceback_text(Plain("why")) == "tests.test_wire.Plain: why\n"
 
 
 def test_a_traceback_that_cannot_be_formatted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ def test_a_traceback_that_cannot_be_formatted(monkeypatch: pytest.MonkeyPatch) -
         raise ZeroDivisionError("no words")
 
     monkeypatch.setattr(traceback, "format_exception", broken)
-    text = wire._traceback_text(Plain("why"))
+    text = tracebacks.traceback_text(Plain("why"))
     assert text.startswith("'tests.test_wire.Plain' (")
     assert "ZeroDivisionError('no words')" in text
 
@@ -234,7 +234,7 @@ def test_what_cannot_be_rebuilt(kind: int, name: str, text: str) -> None:
     assert isinstance(cause, TypeError)
     assert repr(cause) in str(raised.value)
     if text:
-        assert isinstance(cause.__cause__, wire.RemoteTraceback)
+        assert isinstance(cause.__cause__, tracebacks.RemoteTraceback)
         assert cause.__cause__.text == text
     else:
         assert cause.__cause__ is None
@@ -268,9 +268,9 @@ def test_a_large_body_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "LARGE", 100)
+    monkeypatch.setattr(pickles, "LARGE", 100)
     for size in (99, 100):
-        pickled = wire.Pickled()
+        pickled = pickles.Pickled()
         pickled.write(bytes(size))
         assert pickled.is_large is (size == 100)
 
@@ -283,7 +283,7 @@ def test_a_file_is_sent_through_a_socket_of_any_number(monkeypatch: pytest.Monke
         through.append(over)
         return len(content)
 
-    monkeypatch.setattr(wire, "LARGE", 100)
+    monkeypatch.setattr(pickles, "LARGE", 100)
     monkeypatch.setattr(memory, "send_file", send_file)
     wire.pack_value(b"x" * 100).send(0, 0)
     assert through == [0]
@@ -295,7 +295,7 @@ def test_what_one_write_leaves_is_written_by_the_next(
     size: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = b"0123456789" * (size // 10)
-    pickled = wire.Pickled()
+    pickled = pickles.Pickled()
     pickled.write(body)
     packet = wire.Packet(wire.ERROR, "a text", pickled)
     whole = b"".join(sent(packet, monkeypatch))
@@ -313,7 +313,7 @@ def test_one_of_several_endings() -> None:
     assert isinstance(value, Plain)
     with pytest.raises(Plain, match="why") as raised:
         wire.load_ending(ending(wire.pack_error(caught(Plain("why")))))
-    assert isinstance(raised.value.__cause__, wire.RemoteTraceback)
+    assert isinstance(raised.value.__cause__, tracebacks.RemoteTraceback)
 
 
 class Strange:

@@ -32,7 +32,7 @@ from typing import Callable, Final, Literal, Optional, Union, get_args
 
 import attrs
 
-from .. import memory, serving, wire, worker
+from .. import memory, pickles, serving, wire, worker
 from ..engine import Engine
 from ..protocols import Closed, Grant, Post, Slot, Task
 from ..resources import Resources
@@ -889,7 +889,7 @@ def _perform(
         _stage = outer
     scripts = [script for script, _ in seen]
     if packet is not None and any(script.ending == "garbled" for script in scripts):
-        packet = wire.Packet(wire.VALUE, "", wire.Pickled())
+        packet = wire.Packet(wire.VALUE, "", pickles.Pickled())
         packet.pickled.write(b"garbled")
     return scripts, tuple(value for _, value in seen), packet
 

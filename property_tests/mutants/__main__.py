@@ -54,6 +54,16 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
         (*QUICK, "tests/test_reuse.py", "-k", "max_tasks or told or fresh or handle or bad_idle"),
         (*QUICK, "tests/test_executor_arguments.py", "-k", "max_tasks or bound"),
     ],
+    "tracebacks": [
+        (*QUICK, "tests/test_wire.py"),
+        (*QUICK, "tests/test_stubborn_errors.py"),
+    ],
+    "pickles": [
+        (*QUICK, "tests/test_wire.py"),
+        (*QUICK, "tests/test_large_values.py"),
+        (*QUICK, "tests/test_stubborn_errors.py"),
+        (*QUICK, "tests/test_rooms.py", "-k", "next_to_nothing"),
+    ],
     "wire": [
         (*QUICK, "tests/test_wire.py"),
         (*QUICK, "tests/test_large_values.py"),

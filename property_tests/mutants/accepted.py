@@ -259,7 +259,7 @@ ACCEPTED = (
         "it must differ from the others, and both sides have it from here",
     ),
     Accepted(
-        "wire",
+        "pickles",
         "<module>",
         "LARGE = 1 << 18 if HAS_MEMFD else sys.maxsize",
         (
@@ -280,7 +280,7 @@ ACCEPTED = (
         A_SIZE,
     ),
     Accepted(
-        "wire",
+        "tracebacks",
         "__init__",
         "super().__init__(text)",
         ("pass",),
@@ -294,14 +294,14 @@ ACCEPTED = (
         MORE,
     ),
     Accepted(
-        "wire",
+        "pickles",
         "dump",
         "self.pickler(self, pickle.HIGHEST_PROTOCOL, True, self.keep_out).dump(value)",
         ("self.pickler(self, pickle.HIGHEST_PROTOCOL, False, self.keep_out).dump(value)",),
         "only the protocols below 3 look at it: it is for Python 2",
     ),
     Accepted(
-        "wire",
+        "pickles",
         "keep_out",
         "return False",
         ("pass",),
@@ -324,8 +324,8 @@ ACCEPTED = (
     Accepted(
         "wire",
         "send",
-        "if pickled.size < _ONE_WRITE:",
-        ("if pickled.size <= _ONE_WRITE:",),
+        "if whole.size < _ONE_WRITE:",
+        ("if whole.size <= _ONE_WRITE:",),
         A_SIZE,
     ),
     Accepted(
@@ -343,8 +343,8 @@ ACCEPTED = (
         "the pickler refuses None as well",
     ),
     Accepted(
-        "wire",
-        "_dump",
+        "pickles",
+        "pickled",
         "if type(value) in _ATOMS and sys.getsizeof(value) < LARGE:",
         ("if type(value) in _ATOMS and sys.getsizeof(value) <= LARGE:",),
         A_SIZE,

@@ -1,0 +1,129 @@
+"""Values as pickles: a stream, and beside it the large buffers that were kept out of it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from multiprocessing.reduction import ForkingPickler
+
+from .tracebacks import set_state
+
+TYPE_CHECKING = False  # spares every spawned worker the import of typing
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, Union
+
+# Of exactly these types, reducers know nothing. A pickler that asks them costs 80 µs after a fork.
+_ATOMS = frozenset((type(None), bool, int, float, str, bytes))
+
+HAS_MEMFD = hasattr(os, "memfd_create")
+
+# What is large, in bytes: a buffer that is kept out of its pickle, and a pickle that goes into a
+# file. Below, a pipe takes less time (measured with bytes and NumPy arrays, Linux 6.18). Without
+# files in memory nothing is large.
+LARGE = 1 << 18 if HAS_MEMFD else sys.maxsize
+
+
+class Pickled:
+    """A pickle: its stream, in parts, and the large buffers that were kept out of it.
+
+    To a pickler it is the file to write to.
+    """
+
+    __slots__ = ("buffers", "size", "stream")
+
+    pickler: type[ForkingPickler] = ForkingPickler
+
+    def __init__(self) -> None:
+        self.stream: list[bytes] = []
+        self.size: int = 0  # of the stream, in bytes
+        self.buffers: list[memoryview] = []
+
+    def dump(self, value: object) -> None:
+        """Pickle a value with the reducers that are registered with multiprocessing."""
+        # typeshed lacks what ForkingPickler passes on.
+        self.pickler(self, pickle.HIGHEST_PROTOCOL, True, self.keep_out).dump(value)  # type: ignore[call-arg]
+
+    def write(self, part: Union[bytes, memoryview]) -> None:
+        # Memory that is no bytes object's may be the pickler's for the length of this call only.
+        kept = part if type(part) is bytes else bytes(part)
+        self.stream.append(kept)
+        self.size += len(kept)
+
+    def put_first(self, part: bytes) -> None:
+        """Have the stream begin with this."""
+        self.stream.insert(0, part)
+        self.size += len(part)
+
+    def keep_out(self, buffer: pickle.PickleBuffer) -> bool:
+        """Keep a buffer that is large; True when it is to be in the stream."""
+        view = buffer.raw()
+        # Whoever pickles bytes as a buffer gets bytes, and no view of them.
+        if len(view) < LARGE or type(view.obj) in (bytes, bytearray):
+            return True
+        self.buffers.append(view)
+        return False
+
+    @property
+    def is_large(self) -> bool:
+        return self.size >= LARGE or bool(self.buffers)
+
+    def united(self) -> Pickled:
+        """The same with everything in the stream."""
+        if not self.buffers:
+            return self
+        whole = Pickled()
+        pickle.Pickler(whole, pickle.HIGHEST_PROTOCOL).dump(self)
+        return whole
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """A pickle of this is one of what this is the pickle of."""
+        buffers = [pickle.PickleBuffer(buffer) for buffer in self.buffers]
+        return load_united, (b"".join(self.stream), buffers)
+
+
+def load_united(stream: bytes, buffers: Iterable[Union[bytes, bytearray]]) -> object:
+    """What such a pickle holds."""
+    return pickle.loads(stream, buffers=buffers)
+
+
+class _ErrorPickler(ForkingPickler):
+    """Also has exceptions rebuilt that refuse attributes, as those of a frozen dataclass do."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind: Any = type(obj)
+        if (
+            not isinstance(obj, BaseException)
+            or kind.__setattr__ is BaseException.__setattr__
+            or kind.__setstate__ is not BaseException.__setstate__
+            or kind in self.dispatch_table
+        ):
+            return NotImplemented
+        reduced = obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        if isinstance(reduced, tuple) and len(reduced) == 3:
+            return (*reduced, None, None, set_state)
+        return reduced
+
+
+class _PickledError(Pickled):
+    __slots__ = ()
+
+    pickler = _ErrorPickler
+
+
+def pickled_error(error: BaseException) -> Pickled:
+    """An exception that was raised, pickled."""
+    whole = _PickledError()
+    whole.dump(error)
+    return whole
+
+
+def pickled(value: object) -> Pickled:
+    """A value of whatever type, pickled."""
+    whole = Pickled()
+    if type(value) in _ATOMS and sys.getsizeof(value) < LARGE:
+        whole.write(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+    else:
+        whole.dump(value)
+    return whole
