@@ -143,7 +143,9 @@ class _Pipe:
         except BaseException:
             forks.close(read)
             raise
-        return read, write, f"/proc/{os.getpid()}/fd/{self.fileno()}"
+        from . import fifos
+
+        return read, write, fifos.path_of(self.fileno())
 
     def pause(self) -> None:
         time.sleep(_PAUSE)
@@ -361,10 +363,13 @@ class CountingKernel(_Pipe):
 Kernels = Union[OfdKernel, FlockKernel, CountingKernel]
 
 
-def create() -> Kernels:
-    """What is best here, with an empty pipe. OSError when there are no descriptors for it."""
+def create(pipe: Optional[tuple[int, int]] = None) -> Kernels:
+    """What is best here, with this empty pipe or a new one. OSError if descriptors run out.
+
+    The pipe is closed then.
+    """
     with contextlib.ExitStack() as undo:
-        read, write = os.pipe()
+        read, write = pipe or os.pipe()
         for fd in (read, write):
             undo.callback(os.close, fd)
             os.set_blocking(fd, False)

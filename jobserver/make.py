@@ -88,6 +88,9 @@ Auth = Union[Descriptors, Fifo]
 _AUTH: Final = ("--jobserver-auth=", "--jobserver-fds=")  # the latter until make 4.2, and cargo
 # getopt_long(3), by which make reads its options, knows abbreviations; nobody else looks for them.
 _ABBREVIATED: Final = "--jobserver-au="
+# A folder that make is to look into for makefiles, and passes on. gcc before 13 does not read
+# words, but looks for the first place where this text occurs.
+_INCLUDED: Final = f"-I{_AUTH[0]}"
 _WORD: Final = re.compile(r"(?:\\.|[^ \t])+", re.DOTALL)
 _QUOTED: Final = re.compile(r"\\(.)", re.DOTALL)
 # Options without an argument may precede the j in one word.
@@ -127,18 +130,24 @@ def find_jobs(makeflags: Optional[str]) -> Optional[int]:
     return jobs
 
 
-def with_auth(makeflags: str, *auths: Auth, of_make: Optional[Auth] = None) -> str:
+def with_auth(
+    makeflags: str,
+    *auths: Auth,
+    of_make: Optional[Auth] = None,
+    of_gcc: Optional[Auth] = None,
+) -> str:
     """MAKEFLAGS with other jobservers, or without any; all else is as it was.
 
     Of several, gcc before 13 takes the first, and everybody else the last. `of_make` is what make
-    alone takes. -jN is left out: it says how many slots another jobserver has.
+    alone takes. `of_gcc` is what gcc before 13 takes, below a make as well. -jN is left out: it
+    says how many slots another jobserver has.
     """
     kept: list[str] = []
     rest: list[str] = []
     for raw, plain in _split(makeflags):
         if rest or plain == "--":
             rest.append(raw)
-        elif plain.startswith((*_AUTH, _ABBREVIATED)):
+        elif plain.startswith((*_AUTH, _ABBREVIATED, _INCLUDED)):
             continue
         elif _JOBS.fullmatch(plain):
             others = plain[: plain.rindex("j")] if not plain.startswith("--") else ""
@@ -146,6 +155,8 @@ def with_auth(makeflags: str, *auths: Auth, of_make: Optional[Auth] = None) -> s
                 kept.append(others)
         else:
             kept.append(raw)
+    if of_gcc is not None:
+        kept.append(f"{_INCLUDED}{of_gcc}")
     kept += [f"{_AUTH[0]}{auth}" for auth in auths]
     if of_make is not None:
         kept.append(f"{_ABBREVIATED}{of_make}")

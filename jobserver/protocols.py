@@ -68,7 +68,7 @@ class Grant:
     read: int  # an end of the pipe as a description of its own, which blocks
     write: int
     presence: int  # while anybody has it, bytes may be with such programs; -1 if nothing tells
-    path: str  # opens the pipe anew, for as long as this process has it
+    path: str  # a fifo that opens the pipe anew; "" if there is none
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -244,9 +244,9 @@ class Kernel(Protocol):
         ...
 
     def reopen(self) -> tuple[int, int, str]:
-        """The pipe's two ends as descriptions that block, and a path that opens it anew.
+        """The pipe's two ends as descriptions that block, and the path of its fifo, or "".
 
-        `close` is their end. OSError if there is no room for them, or no such path here.
+        `close` is their end. OSError if there is no room for them.
         """
         ...
 

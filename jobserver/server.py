@@ -317,7 +317,7 @@ class Jobserver:
 
         `timeout` seconds count from the call. Raises Blocked when there was no slot in time, and
         otherwise what `subprocess.run` and `submit` raise; ValueError for another style;
-        NotImplementedError where there is no /proc.
+        RuntimeError for "fifo" where there is none; NotImplementedError where there is no /proc.
         """
         from . import commands, sharing
 

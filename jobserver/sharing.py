@@ -2,14 +2,22 @@
 
 Each tool reads MAKEFLAGS in its own way, and a build may run any of them:
 
-    make >= 4.4            a pipe or a fifo; the last one named
-    make < 4.4             a pipe; the last one named; a fifo there is a fatal error
-    ninja >= 1.13, cargo   a fifo (some a pipe as well); the last one named
-    gcc >= 13              a pipe or a fifo; the last one named
-    gcc < 13               a pipe; the first one named; runs one job at a time if that is a fifo
+    make >= 4.4      a pipe or a fifo; the last one named, and passes on that one only
+    make < 4.4       a pipe; the last one named; a fifo there is a fatal error
+    ninja >= 1.13    a fifo; the last one named
+    cargo            a pipe or a fifo; the last one named in CARGO_MAKEFLAGS, else in MAKEFLAGS; its
+                     build scripts get that one as the MAKEFLAGS of whatever make they run
+    gcc >= 13        a pipe or a fifo; the last one named
+    gcc < 13         a pipe; the first one named; runs one job at a time if that is a fifo
 
-A pipe is two descriptors, which are lost on whoever does not inherit them. Our fifo is no file that
-a kill would leave behind: it is the path under /proc that opens our very pipe anew.
+A pipe is two descriptors, which programs on the way may close. A fifo is a path (see `fifos`).
+"auto" therefore has two forms, by the makes that a build can find:
+
+    all are >= 4.4   MAKEFLAGS names the pipe and then the fifo, which all but an old gcc take. make
+                     would not pass the pipe on to an old gcc. If there is one, the pipe is named in
+                     a -I option instead: make passes that on in front, and finds no such folder.
+    one is older     MAKEFLAGS names the same two, and the pipe once more in an abbreviation that
+                     only make knows. CARGO_MAKEFLAGS names the pipe.
 """
 
 from __future__ import annotations
@@ -18,9 +26,10 @@ import contextlib
 import functools
 import os
 import re
+import shlex
 import shutil
 import subprocess
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Literal, Optional, Union
 
 import attrs
@@ -40,9 +49,12 @@ Environment = Union[Mapping[str, Path], Mapping[bytes, Path]]
 
 STYLES: Final = ("auto", "fifo", "pipe")
 
-_SECONDS: Final = 10.0  # for a make to print its version
-_VERSION: Final = re.compile(rb"GNU Make (\d+)\.(\d+)")
-_FIRST_WITH_FIFOS: Final = (4, 4)
+_SECONDS: Final = 10.0  # for a make or a compiler to print its version
+_MAKE_VERSION: Final = re.compile(rb"GNU Make (\d+)\.(\d+)")
+_GCC_VERSION: Final = re.compile(rb"^(?:\S*-)?(?:gcc|cc|g\+\+|c\+\+)\S* \([^)]*\) (\d+)\.(\d+)")
+_MAKE_WITH_FIFOS: Final = (4, 4)
+_GCC_WITH_FIFOS: Final = (13, 0)
+_MAKES: Final = ("make", "gmake")
 _IS_MAKE: Final = re.compile(r"(g|gnu)?make(-\d.*)?")
 
 # Of an outer make: its depth, and what cargo and make's older clients read.
@@ -113,35 +125,86 @@ def _shared(grant: Grant, style: Style, program: Optional[str], env: dict[str, s
         env.pop(name, None)
     pipe, fifo = Descriptors(grant.read, grant.write), Fifo(grant.path)
     makeflags = env.pop("MAKEFLAGS", "")
-    if style == "pipe":
-        makeflags = with_auth(makeflags, pipe)
-    elif style == "fifo":
+    if style == "fifo" and not grant.path:
+        raise RuntimeError(
+            "style='fifo' needs a fifo, and these slots have none: either none can be made in "
+            "$TMPDIR or $XDG_RUNTIME_DIR, or the make around this shares a pipe; use style='auto'"
+        )
+    if style == "fifo":
         makeflags = with_auth(makeflags, fifo)
-    elif _opens_fifos(_make_of(program, env.get("PATH"))):
+    elif style == "pipe" or not grant.path:
+        makeflags = with_auth(makeflags, pipe)
+    elif not all(map(_make_opens_fifos, _makes(program, env))):
+        makeflags = with_auth(makeflags, pipe, fifo, of_make=pipe)
+        env["CARGO_MAKEFLAGS"] = with_auth("", pipe)
+    elif all(map(_gcc_opens_fifos, _compilers(env))):
         makeflags = with_auth(makeflags, pipe, fifo)
     else:
-        makeflags = with_auth(makeflags, pipe, fifo, of_make=pipe)
+        makeflags = with_auth(makeflags, fifo, of_gcc=pipe)
     env["MAKEFLAGS"] = makeflags
     return Share(env, grant.descriptors)
 
 
-def _make_of(program: Optional[str], path: Optional[str]) -> Optional[str]:
-    """The make that a command is, or that it will find."""
+def _makes(program: Optional[str], env: Mapping[str, str]) -> Iterator[str]:
+    """Every make that the command is, or can find: scripts and CMake choose among them."""
+    path = env.get("PATH")
+    named = [_first_word(env.get("MAKE"))]
     if program is not None and _IS_MAKE.fullmatch(os.path.basename(program)):
-        return shutil.which(program, path=path)
-    return shutil.which("make", path=path)
+        named.append(program)
+    yield from filter(None, (name and shutil.which(name, path=path) for name in named))
+    for folder in (os.environ.get("PATH", "") if path is None else path).split(os.pathsep):
+        for name in _MAKES:
+            found = shutil.which(name, path=folder or os.curdir)
+            if found is not None:
+                yield found
 
 
-@functools.lru_cache(maxsize=8)
-def _opens_fifos(make: Optional[str]) -> bool:
-    if make is None:
-        return False
+def _compilers(env: Mapping[str, str]) -> Iterator[str]:
+    for name in "gcc", _first_word(env.get("CC")):
+        found = name and shutil.which(name, path=env.get("PATH"))
+        if found:
+            yield found
+
+
+def _first_word(command: Optional[str]) -> Optional[str]:
+    try:
+        return next(iter(shlex.split(command or "")), None)
+    except ValueError:  # unbalanced quotes
+        return None
+
+
+def _make_opens_fifos(make: str) -> bool:
+    version = _version(make, _MAKE_VERSION, _identity(make))
+    return version is not None and version >= _MAKE_WITH_FIFOS
+
+
+def _gcc_opens_fifos(compiler: str) -> bool:
+    """What is no gcc has no part in this, and so is as good."""
+    version = _version(compiler, _GCC_VERSION, _identity(compiler))
+    return version is None or version >= _GCC_WITH_FIFOS
+
+
+def _identity(program: str) -> Optional[tuple[int, int]]:
+    """Another one has taken the place of the one that was asked if this has changed."""
+    try:
+        status = os.stat(program)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=32)
+def _version(
+    program: str,
+    pattern: re.Pattern[bytes],
+    identity: Optional[tuple[int, int]],  # noqa: ARG001 - for the cache
+) -> Optional[tuple[int, int]]:
     env = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
     try:
         # No worker is forked that keeps the pipe, as in `commands`.
         with shielded(), forks.opening:
             asked = subprocess.Popen(
-                [make, "--version"],
+                [program, "--version"],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -154,6 +217,6 @@ def _opens_fifos(make: Optional[str]) -> bool:
                 asked.kill()
                 raise
     except (OSError, subprocess.TimeoutExpired):
-        shown = b""
-    found = _VERSION.search(shown)
-    return found is not None and (int(found[1]), int(found[2])) >= _FIRST_WITH_FIFOS
+        return None
+    found = pattern.search(shown)
+    return None if found is None else (int(found[1]), int(found[2]))

@@ -86,14 +86,25 @@ class SlotPool:
         self._place: Optional[int] = None  # of the next slot
         self._closed = False
         self._recovered = 0
+        self._fifo = ""  # that this process has made for the pool
         forks.reset_in_children(self)
 
     @classmethod
     def create(cls, count: int) -> SlotPool:
         """A new pool with `count` free slots. OSError when there are no descriptors for it."""
-        kernel = create()
-        kernel.write(b"+" * count)
-        return cls(os.urandom(16).hex(), count, kernel)
+        from . import fifos
+
+        fifo = fifos.make()
+        try:
+            kernel = create(fifo and fifo[:2])
+            kernel.write(b"+" * count)
+        except BaseException:
+            if fifo:
+                fifos.remove(fifo[2])
+            raise
+        pool = cls(os.urandom(16).hex(), count, kernel)
+        pool._fifo = fifo[2] if fifo else ""
+        return pool
 
     @classmethod
     def arrive(
@@ -320,6 +331,10 @@ class SlotPool:
             self.kernel.close(self._kept)
             self._kept_is_free = False
         self.kernel.shut()
+        if self._fifo:
+            from . import fifos
+
+            fifos.remove(self._fifo)
 
     def after_fork(self) -> None:
         # What it took and lent is the parent's affair, and its descriptors are closed.

@@ -453,30 +453,6 @@ def test_styles(style: Any, kinds: list[type]) -> None:
     assert all(word.startswith("--jobserver-au=") for word in others)
 
 
-@pytest.mark.parametrize(
-    ("version", "words"),
-    [
-        ("GNU Make 4.3", 3),
-        ("GNU Make 4.4", 2),
-        ("GNU Make 4.4.1", 2),
-        ("GNU Make 10.0", 2),
-        ("", 3),
-    ],
-)
-@pytest.mark.parametrize("named", [True, False])
-def test_make_is_asked_what_it_understands(
-    version: str, words: int, named: bool, tmp_path: Path
-) -> None:
-    make = tmp_path / "make"
-    make.write_text(f'#!/bin/sh\n[ "$*" = --version ] && echo "{version}" || echo "$MAKEFLAGS"\n')
-    make.chmod(0o755)
-    env = {"PATH": "/bin:/usr/bin" if named else f"{tmp_path}:/bin:/usr/bin"}
-    command = [str(make)] if named else ["sh", "-c", "make"]
-    with Jobserver("fork", 1) as js:
-        done = js.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-    assert len(done.stdout.split()) == words
-
-
 def test_a_command_inherits_what_it_is_given_and_no_more() -> None:
     read, write = os.pipe()
     with Jobserver("fork", 1) as js:

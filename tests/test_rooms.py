@@ -36,6 +36,7 @@ ROOMS = (
     "settings",
     "chunks",
     "lifecycle",
+    "fifos",
     "kernel",
     "slots",
     "joined",
