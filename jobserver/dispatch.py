@@ -29,6 +29,7 @@ from .errors import LostResult
 from .forker import Forker, ForkerLost, await_kernel
 from .future import outcome_of
 from .launch import ContextLauncher
+from .parcels import NotPicklable, pickling_error
 from .protocols import Slot, Work
 from .resources import Resources
 from .run import Group, Run
@@ -56,6 +57,8 @@ class LostWorker(  # type: ignore[misc]
 
 class Dispatch(Group):
     """What an executor shares with its thread. The engine's lock guards its attributes."""
+
+    for_executor = True
 
     def __init__(self, resources: Resources, settings: Settings, *, owned: bool) -> None:
         super().__init__()
@@ -319,6 +322,8 @@ class Dispatch(Group):
         except ForkerLost:
             self._break(RuntimeError("the process that forks its workers has died"))
             _finish(future.set_exception, BrokenProcessPool(str(self.broken)))
+        except NotPicklable as error:
+            _finish(future.set_exception, pickling_error(error))
         except BaseException as error:
             # Also what user code raised to end a process while its arguments were pickled: this
             # thread is not that process. Without the traceback, whose frames keep all this alive.
@@ -352,8 +357,12 @@ class Dispatch(Group):
         try:
             value = outcome_of(run)()
         except LostResult as lost:
-            failure = LostWorker(lost.pid, lost.exitcode)
-            failure.__cause__ = lost.__cause__
+            if run.answered:  # the work has lost a result of its own
+                failure = lost
+            else:
+                failure = LostWorker(lost.pid, lost.exitcode)
+                failure.raised = lost.raised
+                failure.__cause__ = lost.__cause__
         except worker.InitializerFailed as error:
             self._break(error)
             failure = BrokenProcessPool(str(self.broken))

@@ -47,7 +47,10 @@ class LostResult(Exception):
 
     `pid` is the worker's process id and `exitcode` what it ended with, as multiprocessing tells
     it: a negative number is the signal that killed it. Either is None when it could not be told.
+    `raised` is the repr of the SystemExit or KeyboardInterrupt that ended the work, if one did.
     """
+
+    raised: Optional[str] = None
 
     def __init__(self, pid: Optional[int] = None, exitcode: Optional[int] = None) -> None:
         super().__init__(pid, exitcode)  # args rebuild the exception when it is unpickled
@@ -66,6 +69,8 @@ class LostResult(Exception):
 
     def __str__(self) -> str:
         who = "a worker" if self.pid is None else f"worker {self.pid}"
+        if self.raised is not None:
+            return f"{who} was ended by {self.raised}"
         if self.exitcode is None:
             return f"{who} ended without a result; how it ended could not be told"
         if self.exitcode >= 0:

@@ -94,7 +94,8 @@ class JobserverExecutor(concurrent.futures.Executor):
         """Run `fn(*args, **kwargs)` in a worker, once there is a slot.
 
         Raises RuntimeError after `shutdown`, and BrokenProcessPool when the executor is broken.
-        What goes wrong later, such as work that cannot be pickled, is on the Future.
+        What goes wrong later is on the Future: the pickling error for work that cannot be pickled,
+        and any exception of the work, a BaseException too, with the worker's traceback as cause.
         """
         future = self._dispatch.submit((fn, args, kwargs))
         # The result is what `fn` returns.
@@ -158,7 +159,7 @@ class JobserverExecutor(concurrent.futures.Executor):
     ) -> AwaitedFuture[object]:
         if chunksize == 1:
             return self._dispatch.submit((fn, group[0], {}))
-        return self._dispatch.submit((run_chunk, (fn, list(zip(*group)), None), {}))
+        return self._dispatch.submit((run_chunk, (fn, list(zip(*group)), None, True), {}))
 
     def _submit_growing(
         self,

@@ -14,7 +14,7 @@ from .launch import valid_signal
 from .lifecycle import State
 from .run import Callback, Run
 from .settings import check_timeout
-from .tracebacks import clear_traceback
+from .tracebacks import clear_traceback, shown
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec
@@ -69,8 +69,9 @@ class Future(Generic[T]):
         """What the work returned, waiting for at most `timeout` seconds (None: without end).
 
         Raises what the work raised, with the worker's traceback as `__cause__`; LostResult when
-        the worker ended without a result; RuntimeError when the result could not be pickled
-        there or rebuilt here; Blocked at the timeout; and CallbackRaised as `done` does.
+        the worker ended without a result, also by SystemExit or KeyboardInterrupt; RuntimeError
+        when the result could not be pickled there or rebuilt here; Blocked at the timeout; and
+        CallbackRaised as `done` does.
         """
         if not self.done(timeout):
             raise Blocked
@@ -189,6 +190,7 @@ def outcome_of(run: Run) -> Callable[[], object]:
     if frame.kind == wire.EXIT:
         lost = LostResult(run.worker.pid, run.worker.exitcode)
         lost.__cause__ = error
+        lost.raised = shown(error)
         return functools.partial(_raise, lost)
     return functools.partial(_raise, error)
 

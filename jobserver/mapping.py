@@ -253,7 +253,9 @@ class Results(Iterator[T], Generic[T]):
         try:
             assert isinstance(chunk.source, Run), "only what was launched is measured"
             _, _, timing = cast("wire.Chunk", load(chunk.source))  # of `run_chunk`
-        except Exception:
+        except KeyboardInterrupt:
+            raise  # of this process: a worker's is a LostResult
+        except BaseException:
             return  # which is told when its turn comes
         self._growth.note(*timing)
 
@@ -264,7 +266,8 @@ class Results(Iterator[T], Generic[T]):
         argses = [args for args, _ in self._next]
         kwargses = [kwargs for _, kwargs in self._next]
         columns = (argses, kwargses) if any(kwargses) else (argses,)
-        return run_chunk, (functools.partial(call_with, self._fn), columns, launched), {}
+        fn = functools.partial(call_with, self._fn)
+        return run_chunk, (fn, columns, launched, False), {}
 
     def _work_now(self) -> Work:
         """As `_work`, to be launched now."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Final, Optional, cast
 
 from . import forks, memory, pickles, worker
 from .protocols import Task
+from .tracebacks import RemoteTraceback, clear_traceback, explain, set_cause, shown, traceback_text
 
 if TYPE_CHECKING:
     from multiprocessing import popen_spawn_posix
@@ -67,22 +68,36 @@ class _Parcel(pickles.Pickled):
     pickler = reduction.ForkingPickler if sys.version_info >= (3, 11, 5) else NoForkLocks
 
 
+class NotPicklable(TypeError):
+    """The work cannot be pickled; the cause says why."""
+
+
 def pickled(task: Task, needed_by: str) -> pickles.Pickled:
-    """The work as two pickles: see `worker.run_received`. TypeError if it cannot be pickled."""
+    """The work as two pickles: see `worker.run_received`."""
     fn, args, kwargs = task.call[1:]
     plain = (task.call[0], fn, tuple(args), dict(kwargs))
     whole = _Parcel()
     try:
         whole.dump(plain)
     except Exception as cause:
-        raise TypeError(
-            f"the work is not picklable, as {needed_by} needs it to be: {cause!r}"
+        raise NotPicklable(
+            f"the work is not picklable, as {needed_by} needs it to be: {shown(cause)}"
         ) from cause
     receipt = None if task.receipt < 0 else reduction.DupFd(task.receipt)
     beside = tuple(map(len, whole.buffers))
-    first = (tuple(task.env), task.held, receipt, beside)
+    first = (tuple(task.env), task.held, receipt, beside, task.for_executor)
     whole.put_first(pickle.dumps(first, pickle.HIGHEST_PROTOCOL))
     return whole
+
+
+def pickling_error(refusal: NotPicklable) -> BaseException:
+    """What the pickler raised, as ProcessPoolExecutor tells it: its cause is its traceback."""
+    error = refusal.__cause__
+    assert error is not None, "it is raised from what the pickler raised"
+    text = explain(error, traceback_text(error), str(refusal))
+    set_cause(error, RemoteTraceback(text))
+    clear_traceback(error)
+    return error
 
 
 def is_picklable(value: object) -> bool:

@@ -29,6 +29,7 @@ class Task:
     env: worker.Env = ()
     held: Optional[worker.Held] = None  # the slot on which it runs, if it needs one
     receipt: int = -1  # the descriptor that says so, which the worker is to have as well
+    for_executor: bool = False  # it ends as ProcessPoolExecutor has it; see `wire`
 
 
 @attrs.frozen

@@ -277,6 +277,7 @@ class Resources:
                 (settings.preexec, fn, args, kwargs),
                 settings.env,
                 None if slot is None else slots.held(slot),
+                for_executor=group.for_executor,
             )
             if settings.reuse is None:
                 run = self._start(crew, group, task, slot)

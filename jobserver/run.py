@@ -24,6 +24,8 @@ class Callback(functools.partial[object]):
 class Group:
     """The runs of one owner: a family of handles, or an executor."""
 
+    for_executor: bool = False
+
     def __init__(self) -> None:
         self.tracked: set[Run] = set()
         self.due: deque[Run] = deque()  # done, with callbacks that have not run
@@ -92,6 +94,11 @@ class Run:
         self._slots = slots
         self._repeat = repeat  # gives the work to another worker, of which the channel then tells
         group.tracked.add(self)
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is a result or an exception of the work, and it is not lost."""
+        return self.frame is not None and self.frame.kind != wire.EXIT
 
     @property
     def foreign(self) -> bool:

@@ -58,7 +58,7 @@ class Series:
         start = self._start
         self._start += self._size(self._count - start)
         columns = [column[start : self._start] for column in self._columns]
-        return run_chunk, (self._fn, columns, time.monotonic()), {}
+        return run_chunk, (self._fn, columns, time.monotonic(), True), {}
 
     def stop(self) -> None:
         """Launch nothing more."""

@@ -122,18 +122,21 @@ def receive(requests: socket.socket) -> Optional[Request]:
 def _run(request: Request, reply: int, number: int) -> bool:
     """Run one piece of work and answer: whether the worker is to leave."""
     changed: dict[str, Optional[str]] = {}
+    for_executor = False
     try:
         try:
             os.pwrite(_begun, BEGUN.pack(number), 0)
             with request.stream as stream:
-                env, worker.held, _, beside = pickle.load(stream)
+                env, worker.held, _, beside, for_executor = pickle.load(stream)
                 changed = {name: os.environ.get(name) for name, _ in env}
                 worker.revise_environ(env)
                 worker.received = request.fds
                 call = worker.load_call(stream, beside)
-            packet = wire.pack_value(worker.call(*call))
-        except Exception as error:
-            packet = wire.pack_error(error)
+            packet = wire.pack_value(worker.call(*call), for_executor=for_executor)
+        except BaseException as error:
+            if wire.ends_process(error, for_executor=for_executor):
+                raise
+            packet = wire.pack_error(error, for_executor=for_executor)
         finally:
             worker.revise_environ(changed.items())
             worker.close_received()
@@ -141,7 +144,8 @@ def _run(request: Request, reply: int, number: int) -> bool:
             drain()
     except BaseException as leaving:
         # Also from pickling the result, or the exception: user code runs there as well.
-        worker.answer(reply, wire.pack_error(leaving), _files())
+        packet = wire.pack_error(leaving, for_executor=for_executor)
+        worker.answer(reply, packet, _files())
         worker.leave(leaving)
     worker.held = None
     worker.answer(reply, packet, _files(), last=_copied)

@@ -6,6 +6,8 @@ frozen dataclass do). What is set here is set past their own `__setattr__`.
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +55,23 @@ def shown(value: object) -> str:
         return repr(value)
     except Exception as broken:
         return f"<{qualified_name(value)}, whose repr raises {type(broken).__name__}>"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Have Python print a note below an error. It does so from 3.11 on."""
+    notes: object = getattr(error, "__notes__", None)
+    set_state(error, {"__notes__": [*notes, note] if isinstance(notes, list) else [note]})
+
+
+def explain(error: BaseException, text: str, hint: str) -> str:
+    """Add a hint to an error from another process: the text of its traceback there.
+
+    Where Python prints no notes, the hint is in the text.
+    """
+    if sys.version_info >= (3, 11):
+        add_note(error, hint)
+        return text
+    return f"{text}{hint}\n"
 
 
 def qualified_name(value: object) -> str:

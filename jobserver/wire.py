@@ -20,7 +20,14 @@ import struct
 from io import BytesIO
 
 from .pickles import Pickled, pickled, pickled_error
-from .tracebacks import RemoteTraceback, qualified_name, set_cause, shown, traceback_text
+from .tracebacks import (
+    RemoteTraceback,
+    explain,
+    qualified_name,
+    set_cause,
+    shown,
+    traceback_text,
+)
 
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
@@ -40,8 +47,8 @@ if TYPE_CHECKING:
 HEADER = struct.Struct("!BQQ")
 
 VALUE = 0  # the work returned; body: the value
-ERROR = 1  # the work raised an Exception; body: it
-EXIT = 2  # the work raised what ends a process (SystemExit, KeyboardInterrupt); body: it
+ERROR = 1  # the work raised an exception; body: it
+EXIT = 2  # the work raised SystemExit or KeyboardInterrupt, which ended its process; body: it
 
 # Flags beside these.
 LAST = 0x80  # the worker answers nothing more
@@ -207,7 +214,9 @@ def load_ending(ending: Ending) -> object:
     return content
 
 
-def pack_values(values: list[object], apart: dict[int, Ending]) -> bytes:
+def pack_values(
+    values: list[object], apart: dict[int, Ending], *, for_executor: bool = False
+) -> bytes:
     """The values of several calls, but for those positions that have an ending `apart`.
 
     What is not made of built-in types alone may not be picklable, or may not be rebuilt. So that
@@ -219,7 +228,7 @@ def pack_values(values: list[object], apart: dict[int, Ending]) -> bytes:
     except Exception:
         for position, value in enumerate(values):
             if position not in apart:
-                apart[position] = pack_value(value).ending()
+                apart[position] = pack_value(value, for_executor=for_executor).ending()
         return pickle.dumps([None] * len(values), pickle.HIGHEST_PROTOCOL)
     return buffer.getvalue()
 
@@ -231,27 +240,40 @@ class _PlainPickler(pickle.Pickler):
         raise TypeError(f"of another type: {type(value)}")
 
 
-def pack_value(value: object) -> Packet:
+def ends_process(error: BaseException, *, for_executor: bool) -> bool:
+    """Whether work that raises this ends its process. For an executor, as its peer, none does."""
+    return not for_executor and isinstance(error, (SystemExit, KeyboardInterrupt))
+
+
+def pack_value(value: object, *, for_executor: bool = False) -> Packet:
     """How the work ended that returned `value`."""
     try:
         return Packet(VALUE, "", pickled(value))
     except Exception as cause:
-        name = qualified_name(value)
-        return pack_error(
-            RuntimeError(f"the work's result of type {name} is not picklable: {shown(cause)}"),
-            cause,
-        )
+        hint = f"the work's result of type {qualified_name(value)} is not picklable"
+        return _pack_unpicklable(ERROR, traceback_text(cause), cause, hint, for_executor)
 
 
-def pack_error(error: BaseException, origin: Optional[BaseException] = None) -> Packet:
-    """How the work ended that raised `error`; `origin` has the traceback, if another has."""
-    text = traceback_text(error if origin is None else origin)
-    kind = ERROR if isinstance(error, Exception) else EXIT
+def pack_error(error: BaseException, *, for_executor: bool = False) -> Packet:
+    """How the work ended that raised `error`."""
+    text = traceback_text(error)
+    kind = EXIT if ends_process(error, for_executor=for_executor) else ERROR
     try:
         return Packet(kind, text, pickled_error(error))
     except Exception as cause:
-        name = qualified_name(error)
-        substitute = RuntimeError(
-            f"the work's exception of type {name} is not picklable: {shown(cause)}"
-        )
-        return Packet(kind, text, pickled_error(substitute))
+        hint = f"the work's exception of type {qualified_name(error)} is not picklable"
+        return _pack_unpicklable(kind, text, cause, hint, for_executor)
+
+
+def _pack_unpicklable(
+    kind: int, text: str, cause: Exception, hint: str, for_executor: bool
+) -> Packet:
+    """What stands for a value that cannot be pickled because of `cause`."""
+    if for_executor:
+        # As ProcessPoolExecutor has it: the pickling error itself, if that can be pickled.
+        try:
+            told = explain(cause, text, hint)
+            return Packet(kind, told, pickled_error(cause))
+        except Exception:
+            pass
+    return Packet(kind, text, pickled_error(RuntimeError(f"{hint}: {shown(cause)}")))

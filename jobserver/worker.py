@@ -148,7 +148,7 @@ def run_prepared(facts: Mapping[str, object], target: Callable[..., object], *ar
 
 
 def run_inherited(reply: int, env: Env, slot: Optional[Held], lock: int, call: Call) -> None:
-    """A forked worker: everything came in memory."""
+    """A forked worker of a Jobserver: everything came in memory."""
     _work(reply, env, slot, lock, lambda: call)
 
 
@@ -162,7 +162,7 @@ def run_received(reply: Detachable, parcel: Detachable) -> None:
     os.set_inheritable(reply_fd, False)
     os.set_inheritable(parcel_fd, False)
     with open(parcel_fd, "rb") as stream:
-        env, slot, lock, beside = pickle.load(stream)
+        env, slot, lock, beside, for_executor = pickle.load(stream)
         lock_fd = -1
         if lock is not None:
             lock_fd = lock.detach()
@@ -172,7 +172,7 @@ def run_received(reply: Detachable, parcel: Detachable) -> None:
             with stream:
                 return load_call(stream, beside)
 
-        _work(reply_fd, env, slot, lock_fd, load)
+        _work(reply_fd, env, slot, lock_fd, load, for_executor=for_executor)
 
 
 def load_call(stream: BinaryIO, beside: Sequence[int]) -> Call:
@@ -187,11 +187,15 @@ def load_call(stream: BinaryIO, beside: Sequence[int]) -> Call:
 
 
 def run_chunk(
-    fn: Callable[..., object], columns: Sequence[Sequence[object]], launched: Optional[float]
+    fn: Callable[..., object],
+    columns: Sequence[Sequence[object]],
+    launched: Optional[float],
+    for_executor: bool,
 ) -> wire.Chunk:
     """Several calls as one piece of work: `fn` over columns of equal length, as `map` has it.
 
     `launched` is the time, by this machine's clock, at which the chunk was about to be launched.
+    What ends the process, and an interrupt, ends the chunk.
     """
     begun = time.monotonic()
     values: list[object] = []
@@ -200,10 +204,13 @@ def run_chunk(
     for args in zip(*columns):
         try:
             values.append(fn(*args))
-        except Exception as error:
-            apart[len(values)] = wire.pack_error(error).ending()
+        except BaseException as error:
+            interrupt = isinstance(error, KeyboardInterrupt)
+            if interrupt or wire.ends_process(error, for_executor=for_executor):
+                raise
+            apart[len(values)] = wire.pack_error(error, for_executor=for_executor).ending()
             values.append(None)
-    together = wire.pack_values(values, apart)
+    together = wire.pack_values(values, apart, for_executor=for_executor)
     launch = None if launched is None else max(0.0, begun - launched)
     return together, apart, (len(values), launch, time.monotonic() - begun)
 
@@ -215,7 +222,15 @@ def call_with(
     return fn(*args, **kwargs)
 
 
-def _work(reply: int, env: Env, slot: Optional[Held], lock: int, load: Callable[[], Call]) -> None:
+def _work(
+    reply: int,
+    env: Env,
+    slot: Optional[Held],
+    lock: int,
+    load: Callable[[], Call],
+    *,
+    for_executor: bool = False,
+) -> None:
     global held, receipt, answering
     held, answering = slot, reply
     if slot is not None:
@@ -223,12 +238,14 @@ def _work(reply: int, env: Env, slot: Optional[Held], lock: int, load: Callable[
     try:
         try:
             revise_environ(env)
-            packet = wire.pack_value(call(*load()))
-        except Exception as error:
-            packet = wire.pack_error(error)
+            packet = wire.pack_value(call(*load()), for_executor=for_executor)
+        except BaseException as error:
+            if wire.ends_process(error, for_executor=for_executor):
+                raise
+            packet = wire.pack_error(error, for_executor=for_executor)
     except BaseException as leaving:
         # Also from pickling the result, or the exception: user code runs there as well.
-        answer(reply, wire.pack_error(leaving), reply)
+        answer(reply, wire.pack_error(leaving, for_executor=for_executor), reply)
         leave(leaving)
     else:
         answer(reply, packet, reply)

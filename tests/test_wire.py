@@ -98,7 +98,7 @@ def test_a_value_that_is_an_exception_has_no_traceback(monkeypatch: pytest.Monke
         (OSError(2, "gone"), wire.ERROR),
         (SystemExit(3), wire.EXIT),
         (KeyboardInterrupt(), wire.EXIT),
-        (GeneratorExit(), wire.EXIT),
+        (GeneratorExit(), wire.ERROR),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -37,20 +37,19 @@ _BROKEN: Final[Outcome] = ("BrokenProcessPool",)
 
 # What comes of work that never begins, by its task.
 _UNLOADED: Final[dict[str, Outcome]] = {
-    "is not picklable": ("TypeError", "not picklable"),
+    "is not picklable": ("ValueError", "not picklable"),
     "raises when loaded": ("ValueError", "raises when loaded", "RemoteTraceback"),
-    "exits when loaded": (_LOST, 7, "SystemExit"),
+    "exits when loaded": ("SystemExit", 7, "RemoteTraceback"),
     "dies when loaded": (_LOST, -9, None),
 }
 
 
 def lost(ending: str) -> Optional[Outcome]:
-    """What comes of all calls of a piece of work whose worker ends so; None if it answers."""
+    """What comes of all calls of a piece of work that ends so; None if the others go on."""
     ends: dict[str, Outcome] = {
         "dies": (_LOST, -9, None),
         "leaves": (_LOST, 7, None),
-        "exits": (_LOST, 7, "SystemExit"),
-        "interrupts": (_LOST, 1, "KeyboardInterrupt"),
+        "interrupts": ("KeyboardInterrupt",),
     }
     return ends.get(ending)
 
@@ -60,10 +59,11 @@ def outcome_of(ending: str, number: int) -> Outcome:
     answers: dict[str, Outcome] = {
         "returns": ("value", number),
         "raises": ("ValueError", number, "RemoteTraceback"),
+        "exits": ("SystemExit", 7, "RemoteTraceback"),
         "returns much": ("value", gates.much(number)),
         "returns an error": ("value", "ValueError", number),
-        "returns what is not picklable": ("RuntimeError", "not picklable"),
-        "raises what is not picklable": ("RuntimeError", "not picklable"),
+        "returns what is not picklable": ("ValueError", "not picklable"),
+        "raises what is not picklable": ("ValueError", "not picklable"),
         "returns what is not reconstructable": ("RuntimeError", "not reconstructable"),
     }
     return answers[ending]

@@ -66,6 +66,7 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
     ],
     "wire": [
         (*QUICK, "tests/test_wire.py"),
+        (*QUICK, "tests/test_executor_endings.py"),
         (*QUICK, "tests/test_large_values.py"),
         (*QUICK, "tests/test_rooms.py", "-k", "next_to_nothing"),
     ],
