@@ -46,8 +46,12 @@ def issue(run: Run) -> None:
         finally:
             _thread.queue = None
             for left in queue:
+                due = left.group.due
                 if left.callbacks and left is not run:
-                    left.group.due.append(left)
+                    due.append(left)
+                elif left.callbacks and left not in due:
+                    # `issue_due` took it off, perhaps of another thread, which left it to this one.
+                    due.appendleft(left)
     finally:
         # Again, as an interrupt can come after the block and before its `finally`.
         _thread.queue = None
@@ -60,21 +64,22 @@ def issue_due(group: Group) -> None:
             run = group.due.popleft()
         except IndexError:
             return  # another thread was faster
-        try:
-            issue(run)
-        except BaseException:
-            if run.callbacks:
-                group.due.appendleft(run)
-            raise
+        issue(run)
 
 
 def _issue_all(run: Run) -> None:
+    """Run the callbacks of a run until none is left, or until one raises.
+
+    One thread has the run meanwhile, and runs those that others register as well. Others do not
+    wait for it: the Future was done before, and a callback may wait for one of those threads.
+    """
     while run.callbacks:
         try:
             try:
                 if not _claim(run):
                     return
-                _issue_one(run)
+                while run.callbacks:
+                    _issue_one(run)
             finally:
                 _release(run)
         finally:
@@ -94,9 +99,9 @@ def _issue_one(run: Run) -> None:
 
 
 def _claim(run: Run) -> bool:
-    """Become the one thread that runs a callback, or they would not run in order.
+    """Become the one thread that runs the callbacks.
 
-    The thread that has it looks for more callbacks once it has let go.
+    That thread looks for more callbacks once it has let go.
     """
     with shielded():
         if not run.callbacks or not run.issuing.acquire(blocking=False):

@@ -86,8 +86,8 @@ class Run:
         self.loading: threading.RLock = threading.RLock()  # held while the frame is loaded
         self.callbacks: deque[Callback] = deque()
         self.registered: int = 0
-        self.issuing: threading.Lock = threading.Lock()  # held while a callback runs
-        self.issuer: Optional[int] = None  # by the thread that runs it
+        self.issuing: threading.Lock = threading.Lock()  # held while callbacks run
+        self.issuer: Optional[int] = None  # by the thread that runs them
         self.watched: Optional[int] = None  # the descriptor that tells of the next event
         self.unbegun: bool = False  # its worker closed, and another one is to have the work
         self._channel = channel

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
@@ -421,6 +423,16 @@ def test_they_run_on_the_thread_that_observes(method: str) -> None:
         assert here != there
 
 
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty")
 def test_many_observers_run_each_once_in_order(method: str, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
@@ -437,6 +449,25 @@ def test_many_observers_run_each_once_in_order(method: str, tmp_path: Path) -> N
         assert future.wait(PATIENCE)
         assert [number for number, _ in seen] == list(range(500))
         assert len({thread for _, thread in seen}) == 1
+
+
+def test_what_another_thread_left_to_one_that_fails_stays_due(method: str) -> None:
+    """It met the Future while this thread ran its callbacks, of which one then raised."""
+    seen: list[str] = []
+    with ThreadPoolExecutor(1) as pool, Jobserver(method, 1) as js:
+        future = js.submit(add, args=(1, 2))
+
+        def let_others_in_and_fail() -> None:
+            pool.submit(js.reclaim_resources).result(PATIENCE)
+            raise ArithmeticError
+
+        future.when_done(let_others_in_and_fail)
+        future.when_done(seen.append, "after")
+        with pytest.raises(CallbackRaised):
+            future.wait(PATIENCE)
+        assert seen == []
+        js.reclaim_resources()
+        assert seen == ["after"]
 
 
 def test_registrations_from_many_threads_all_run(method: str, tmp_path: Path) -> None:
