@@ -33,7 +33,7 @@ _show_pyenv_to_nox()
 def tests(session: nox.Session) -> None:
     """Run the tests, and the property tests over a few schedules; or pytest as told after `--`."""
     session.install("--quiet", "--editable", ".[test]")
-    session.run("python", "-m", "pytest", *(session.posargs or ["-n", "auto"]))
+    session.run("python", "-m", "pytest", *(session.posargs or ["-n", "auto", "--all"]))
 
 
 @nox.session(default=False)

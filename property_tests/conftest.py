@@ -18,11 +18,16 @@ from tests import conftest as base
 from tests.conftest import (
     _helpers_started,
     nothing_left,
-    pytest_configure,
+    pytest_collection_modifyitems,
     pytest_generate_tests,
 )
 
-__all__ = ("_helpers_started", "nothing_left", "pytest_configure", "pytest_generate_tests")
+__all__ = (
+    "_helpers_started",
+    "nothing_left",
+    "pytest_collection_modifyitems",
+    "pytest_generate_tests",
+)
 
 # Processes take the time they take: no deadline, and slow is healthy. A test multiplies the number
 # of examples by what its machine can do in a second.
@@ -33,6 +38,8 @@ settings.register_profile(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+# As many as it takes to meet every rule and invariant.
+settings.register_profile("brief", settings.get_profile("quick"), max_examples=8)
 settings.register_profile(
     "deep",
     settings.get_profile("quick"),
@@ -42,7 +49,13 @@ settings.register_profile(
 )
 # Whether there is a failure is all that counts, not the shortest program that shows it.
 settings.register_profile("mutants", settings.get_profile("quick"), phases=[Phase.generate])
-settings.load_profile("quick")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    base.pytest_configure()
+    if not config.getoption("--hypothesis-profile"):
+        settings.load_profile("quick" if config.getoption("--all") else "brief")
+
 
 # What the machines have tried, in whichever process: (machine, rule, what came of it).
 _tried: Counter[tuple[str, str, str]] = Counter()
@@ -57,6 +70,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--subject",
         default="jobserver",
         help="the package that is tested, by the name under which it is imported",
+    )
+    parser.addoption(
+        "--tables",
+        action="store_true",
+        help="end with what the machines tried, and which planted fault was found by whom",
     )
 
 
@@ -104,7 +122,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         output["found"] = found
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    if exitstatus or not config.getoption("--tables"):
+        return  # a failure is what is last on the screen
     rows: defaultdict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
     for (machine, rule, outcome), count in _tried.items():
         rows[machine, rule].append((count, outcome))

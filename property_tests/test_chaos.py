@@ -22,6 +22,7 @@ SECONDS = {"fork": 4, "spawn": 8, "forkserver": 8}
 TOGETHER = 200.0  # seconds for the command and all that it waits for when something is wrong
 
 
+@pytest.mark.thorough
 def test_nothing_is_lost_but_results(method: str) -> None:
     arguments = ["--minutes", str(SECONDS[method] / 60), "--start-method", method, "--seed", "1"]
     process = subprocess.run(

@@ -24,6 +24,8 @@ from property_tests.test_executor import TIMES as EXAMPLES
 from property_tests.test_library import TIMES
 from property_tests.test_slot_sources import over_the_pool
 
+pytestmark = pytest.mark.thorough
+
 FAULTS: dict[str, Callable[[Site], None]] = {}
 POOL_FAULTS: dict[str, Callable[[Site], None]] = {}  # which tier 1 finds in the slots alone
 TREE_FAULTS: dict[str, Callable[[Site], None]] = {}  # which tier 3 finds

@@ -72,7 +72,16 @@ TREES = (
 )
 
 
-@pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.name)
+FEW = (THREE, NESTED, AUDITED, LENT_TO_PIPE)  # without --all
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        pytest.param(tree, id=tree.name, marks=() if tree in FEW else pytest.mark.thorough)
+        for tree in TREES
+    ],
+)
 def test_no_slot_is_lost_or_doubled(tree: Tree) -> None:
     reach = explore(tree)
     print(reach)

@@ -38,6 +38,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             choices=METHODS,
             help="only this start method (repeatable); default: all that the platform has",
         )
+        parser.addoption(
+            "--all",
+            action="store_true",
+            help="also what is marked thorough, and every parameter under every start method",
+        )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -45,6 +50,39 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = metafunc.config.getoption("--start-method") or METHODS
         available = multiprocessing.get_all_start_methods()
         metafunc.parametrize("method", [name for name in chosen if name in available])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without `--all`, keep what meets each case once.
+
+    Every parameter is met under the first start method, and every start method with the first
+    parameter; nothing is crossed, and nothing that is marked thorough runs. A test that is named
+    on the command line runs as it stands.
+    """
+    if config.getoption("--all") or any("::" in each for each in config.args):
+        return
+    firsts: dict[str, tuple[object, object]] = {}
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            parameters = dict(item.callspec.params)
+            method = parameters.pop("method", None)
+            rest = sorted(parameters.items(), key=lambda pair: pair[0])
+            test = item.nodeid.partition("[")[0]
+            first_method, first_rest = firsts.setdefault(test, (method, rest))
+            crossed = method != first_method and not _same(rest, first_rest)
+        else:
+            crossed = False
+        chosen = kept if not crossed and item.get_closest_marker("thorough") is None else left
+        chosen.append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two lists of parameters are those of one case; some, as arrays, have no `==`."""
+    return repr(one) == repr(other)
 
 
 def pytest_make_parametrize_id(val: object) -> Optional[str]:

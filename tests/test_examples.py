@@ -55,6 +55,7 @@ def test_every_topic_has_its_example() -> None:
     assert [path.name[:5] for path in EXAMPLES] == [f"ex{number:02}_" for number in range(1, 16)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_runs_by_itself(path: Path) -> None:
     run(str(path))

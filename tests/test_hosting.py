@@ -120,6 +120,7 @@ def test_a_mixed_pool_of_build_tools_and_python(mixed: tuple[str, ...], tmp_path
         check_slots(js, slots, tmp_path / "check")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("inner", tools.MAKES)
 @pytest.mark.parametrize("outer", tools.MAKES)
 def test_python_make_python_make(outer: str, inner: str, method: str, tmp_path: Path) -> None:

@@ -227,6 +227,7 @@ def interrupt_by_line(method: str, directory: str, action: str, rounds: int) -> 
 ROUNDS = {"fork": 300, "spawn": 25, "forkserver": 50}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("action", list(ACTIONS))
 @pytest.mark.parametrize("way", [interrupt_by_timer, interrupt_by_line])
 def test_interrupted_at_any_moment(

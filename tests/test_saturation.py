@@ -70,6 +70,7 @@ def test_fan_out_through_jobserver(method: str, slots: int, tmp_path: Path) -> N
     check_slots(js, slots, tmp_path / "check")
 
 
+@pytest.mark.thorough
 @slots_1_and_2
 def test_fan_out_through_an_executor(method: str, slots: int, tmp_path: Path) -> None:
     """The roots through an executor that was given the Jobserver, and below them its handle."""

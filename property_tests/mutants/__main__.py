@@ -38,7 +38,7 @@ MEMORY = 4 << 30  # bytes a process; a mutant may well ask for more than there i
 MARK = "JOBSERVER_MUTANT"  # in the environment of all that tests start
 
 HASTY = f"{__package__}.hasty"
-QUICK = ("-p", HASTY, "-p", "no:cacheprovider", "-q", "--start-method=fork")
+QUICK = ("-p", HASTY, "-p", "no:cacheprovider", "-q", "--all", "--start-method=fork")
 MACHINES = (*QUICK, "--hypothesis-profile=mutants")
 
 # By module, the tests that find its mutants, those that are done soonest first. Each line is a run
