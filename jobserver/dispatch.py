@@ -14,30 +14,29 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 import threading
 from collections import OrderedDict
 from collections.abc import Generator
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Callable, Final, Optional, TypeVar, Union
+from typing import Any, Final, Optional, Union
 
 import attrs
 
-from . import program, worker
+from . import finishing, program, worker
 from .awaiting import AwaitedEvent, AwaitedFuture, Wait
 from .crew import Crew
 from .errors import LostResult
+from .finishing import Breakage, described, fail, finish, lost_worker
 from .forker import Forker, ForkerLost, await_kernel
 from .future import outcome_of
 from .launch import ContextLauncher
+from .lifecycle import State
 from .parcels import NotPicklable, pickling_error
 from .protocols import Slot, Work
 from .resources import Resources
 from .run import Group, Run
 from .series import Series
 from .settings import Settings
-from .tracebacks import clear_traceback
-
-T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger("jobserver")
 
@@ -45,14 +44,7 @@ logger: logging.Logger = logging.getLogger("jobserver")
 # back and forth takes some 20 µs, which small work should not pay for each time.
 _TENURE: Final = 0.005  # seconds
 
-
-# The one subclass of a class that is final for everybody else: see errors.
-class LostWorker(  # type: ignore[misc]
-    LostResult,  # pyright: ignore[reportGeneralTypeIssues]
-    BrokenProcessPool,
-    combined=True,
-):
-    """A `LostResult` for programs that catch `BrokenProcessPool`."""
+_PATIENCE: Final = 5.0  # seconds for a worker to end of a SIGTERM
 
 
 class Dispatch(Group):
@@ -66,7 +58,7 @@ class Dispatch(Group):
         # Work that waits for a slot, oldest first.
         self.pending: OrderedDict[AwaitedFuture[object], Union[Work, Series]] = OrderedDict()
         self.closing: bool = False
-        self.broken: Optional[BaseException] = None  # why no more work can be run
+        self.broken: Optional[Breakage] = None  # why no more work can be run
         self.pid: int = os.getpid()
         self._settings = settings
         self._owned = owned
@@ -78,6 +70,7 @@ class Dispatch(Group):
         self._changed = False
         self._waits: dict[object, Union[Wait, AwaitedEvent]] = {}
         self._futures: dict[Run, AwaitedFuture[object]] = {}
+        self._in_hand: Optional[AwaitedFuture[object]] = None  # being launched
         self._held: list[Slot] = []
         self._inherits = False  # what comes free is used at once, for nothing else is done
         self._lent: Optional[Run] = None
@@ -155,8 +148,8 @@ class Dispatch(Group):
 
     def _check_usable(self) -> None:
         if self.broken is not None:
-            raise BrokenProcessPool(str(self.broken)) from self.broken
-        if _exiting:
+            raise self.broken.error()
+        if finishing.exiting:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         if self.closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
@@ -177,12 +170,12 @@ class Dispatch(Group):
             if preexec is not None and self._forker.carried is preexec:
                 self._settings = attrs.evolve(self._settings, preexec=worker.Carried())
         self._thread = threading.Thread(target=self._work, name="JobserverExecutor")
-        _open.add(self)
+        finishing.at_exit(self)
         try:
             self._thread.start()
         except BaseException:
             self._thread = None
-            _open.discard(self)
+            finishing.not_at_exit(self)
             raise
         logger.debug("executor %x: started", id(self))
 
@@ -196,6 +189,15 @@ class Dispatch(Group):
     # What follows runs in the thread.
 
     def _work(self) -> None:
+        try:
+            self._run_until_closed()
+        except BaseException as error:
+            # Nobody else finishes the Futures.
+            self._fail(error)
+        else:
+            self._end()
+
+    def _run_until_closed(self) -> None:
         engine = self.resources.engine
         while True:
             self._changed = False
@@ -215,7 +217,6 @@ class Dispatch(Group):
                 for_slot=self._wants_slot() and not paused,
             )
             self._inherits = False
-        self._end()
 
     def inherit(self, slot: Slot) -> bool:
         """Keep the slot of work that is over for work that is pending.
@@ -238,10 +239,8 @@ class Dispatch(Group):
 
     def _wants_slot(self) -> bool:
         """Whether there is pending work, or some that runs on the slot of this process."""
-        lent = self._lent
-        return bool(self.pending) or (
-            lent is not None and self.resources.engine.slots.is_lent(lent.slot)
-        )
+        lent = None if self._lent is None else self._lent.slot
+        return bool(self.pending) or self.resources.engine.slots.is_lent(lent)
 
     def _ready(self, paused: bool) -> bool:
         """Whether there is something to do; takes a slot for pending work if there is one."""
@@ -279,6 +278,7 @@ class Dispatch(Group):
                     break
                 asks = self._settings.sleep is not None and not self._admitted
                 oldest = None if asks else self._take_oldest()
+                self._in_hand = None if oldest is None else oldest[0]
             if oldest is None:
                 # As `Resources.submit` has it: asked when there is a slot, not holding it.
                 self.resources.put_back(self._held)
@@ -319,33 +319,34 @@ class Dispatch(Group):
         lent = self.resources.engine.slots.is_lent(slot)
         try:
             run = self.resources.launch(self._crew, self, self._settings, work, slot)
-        except ForkerLost:
-            self._break(RuntimeError("the process that forks its workers has died"))
-            _finish(future.set_exception, BrokenProcessPool(str(self.broken)))
+        except ForkerLost as error:
+            self._break(error, "the process that forks its workers has died")
         except NotPicklable as error:
-            _finish(future.set_exception, pickling_error(error))
+            finish(future.set_exception, pickling_error(error))
         except BaseException as error:
             # Also what user code raised to end a process while its arguments were pickled: this
-            # thread is not that process. Without the traceback, whose frames keep all this alive.
-            clear_traceback(error)
-            _finish(future.set_exception, error)
+            # thread is not that process.
+            fail(future, error)
         else:
             if lent:
                 self._lent = run
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("executor %x: worker %s started", id(self), run.worker.pid)
             self._futures[run] = future
+        self._in_hand = None
 
     def _fail_oldest(self, error: BaseException) -> None:
         with self.resources.engine.lock:
             future = self.pending.popitem(last=False)[0] if self.pending else None
         if future is not None and future.set_running_or_notify_cancel():
-            _finish(future.set_exception, error)
+            finish(future.set_exception, error)
 
     def _settle_due(self) -> None:
         while self.due:
             run = self.due.popleft()
-            self._settle(self._futures.pop(run), run)
+            # Not removed before it is finished: else it is lost if this is torn apart.
+            self._settle(self._futures[run], run)
+            del self._futures[run]
 
     def _settle(self, future: AwaitedFuture[object], run: Run) -> None:
         """Finish a future with what its run ended with."""
@@ -357,83 +358,67 @@ class Dispatch(Group):
         try:
             value = outcome_of(run)()
         except LostResult as lost:
-            if run.answered:  # the work has lost a result of its own
-                failure = lost
-            else:
-                failure = LostWorker(lost.pid, lost.exitcode)
-                failure.raised = lost.raised
-                failure.__cause__ = lost.__cause__
+            # When it has answered, the work has lost a result of its own.
+            failure = lost if run.answered else lost_worker(lost)
         except worker.InitializerFailed as error:
-            self._break(error)
-            failure = BrokenProcessPool(str(self.broken))
-            failure.__cause__ = error
+            failure = self._break(error, str(error)).error()
         except BaseException as error:
             failure = error
         else:
-            _finish(future.set_result, value)
+            finish(future.set_result, value)
             return
-        # Without the traceback, whose frames keep all this alive.
-        clear_traceback(failure)
-        _finish(future.set_exception, failure)
+        fail(future, failure)
 
-    def _break(self, reason: BaseException) -> None:
-        """No more work can be run: fail what is pending, and refuse what comes."""
+    def _break(self, cause: BaseException, text: str) -> Breakage:
+        """No more work can be run: fail what has not begun, and refuse what comes."""
         with self.resources.engine.lock:
-            if self.broken is None:
-                self.broken = reason
+            broken = self.broken = self.broken or Breakage(cause, text)
             futures = list(self.pending)
             self.pending.clear()
+        if self._in_hand is not None:
+            futures.append(self._in_hand)
+            self._in_hand = None
         for future in futures:
-            if future.set_running_or_notify_cancel():
-                error = BrokenProcessPool(str(self.broken))
-                error.__cause__ = self.broken
-                _finish(future.set_exception, error)
+            broken.fail(future)
+        return broken
+
+    def _fail(self, error: BaseException) -> None:
+        """The thread ends, of what nobody expected: leave no Future unfinished."""
+        trace = error.__traceback__
+        broken = self._break(error, f"the executor's thread has failed: {described(error)}")
+        for future in list(self._futures.values()):
+            broken.fail(future)
+        exc_info = type(error), error, trace
+        logger.error("executor %x: %s", id(self), broken.text, exc_info=exc_info)
+        try:
+            self._end_workers()
+        finally:
+            self._end()
+
+    def _end_workers(self) -> None:
+        """End the workers whose Futures have failed, as ProcessPoolExecutor does."""
+        engine = self.resources.engine
+        self.resources.put_back(self._held)
+        for signum, seconds in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, None)):
+            with engine.step:
+                for run in self.tracked:
+                    if run.state is not State.REAPED:
+                        run.send_signal(signum)
+            # It may be the engine that has failed. Then the next signal comes at once.
+            with contextlib.suppress(Exception):
+                engine.wait(lambda: not self.tracked, engine.deadline(seconds))
+        self.due.clear()
+        self._futures.clear()
 
     def _end(self) -> None:
         """Let go of everything; the last thing that happens."""
-        self._crew.close()
-        if self._forker is not None:
-            self._forker.close(self._thread)
-        if self._owned:
-            self.resources.close()
-        self.resources.engine.release()
-        self._settings = Settings()  # what the initializer was given is let go of as well
-        _open.discard(self)
-        logger.debug("executor %x: ended", id(self))
-
-
-def _finish(ending: Callable[[T], None], outcome: T) -> None:
-    """Call a future's `set_result` or `set_exception`, whatever its callbacks raise."""
-    try:
-        ending(outcome)
-    except BaseException:
-        # concurrent.futures itself sees to every Exception. The future is finished by now, and
-        # this thread has others to finish.
-        logger.exception("a callback raised what is not an Exception")
-
-
-# Those whose thread is alive.
-_open: set[Dispatch] = set()
-_exiting = False
-
-
-def _finish_all() -> None:
-    """At interpreter exit, before threads are joined: finish what is pending, as others do."""
-    global _exiting
-    _exiting = True
-    dispatches = list(_open)
-    for dispatch in dispatches:
-        dispatch.close()
-    for dispatch in dispatches:
-        dispatch.join()
-
-
-def _forget_in_child() -> None:
-    _open.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
-
-# What concurrent.futures itself uses to finish its executors; there is no public equivalent.
-threading._register_atexit(_finish_all)  # type: ignore[attr-defined]  # not in typeshed
+        with contextlib.ExitStack() as steps:  # the last first; each, whatever the others raise
+            steps.callback(logger.debug, "executor %x: ended", id(self))
+            steps.callback(finishing.not_at_exit, self)
+            steps.callback(self.resources.engine.release)
+            if self._owned:
+                steps.callback(self.resources.close)
+            if self._forker is not None:
+                steps.callback(self._forker.close, self._thread)
+            steps.callback(self._crew.close)
+            self._settings = Settings()  # what the initializer was given is let go of as well

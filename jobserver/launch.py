@@ -353,9 +353,15 @@ def _forget_forkserver() -> None:
 
 def _close_process(process: mp_process.BaseProcess) -> None:
     """Close multiprocessing's descriptors of a process that has been reaped here."""
-    popen = process._popen  # type: ignore[attr-defined]  # not in typeshed
+    state = vars(process)
+    popen = state["_popen"]
     popen.returncode = 0  # it asks; we know that it has ended
-    process.close()
+    if hasattr(popen, "close"):
+        process.close()
+    else:
+        # Not every context has it. loky's closes its descriptors when it is garbage.
+        state.update(_popen=None, _closed=True)
+        del state["_sentinel"]
 
 
 def valid_signal(signum: object) -> int:

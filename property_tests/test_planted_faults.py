@@ -684,19 +684,22 @@ def a_loss_breaks_the_executor(site: Site) -> None:
     def lost(original: Any, dispatch: Any, future: Any, run: Any) -> None:
         original(dispatch, future, run)
         if isinstance(future.exception(), site.errors.LostResult):
-            dispatch._break(future.exception())
+            dispatch._break(future.exception(), str(future.exception()))
 
     site.around(site.dispatch.Dispatch, "_settle", lost)
 
 
 @executor_fault
 def a_loss_that_is_no_broken_pool(site: Site) -> None:
-    site.put(site.dispatch, "LostWorker", site.errors.LostResult)
+    site.put(site.dispatch, "lost_worker", lambda lost: lost)
 
 
 @executor_fault
 def an_executor_that_goes_on_after_its_initializer_failed(site: Site) -> None:
-    site.put(site.dispatch.Dispatch, "_break", lambda *_: None)
+    def fail_none(_: object, cause: BaseException, text: str) -> object:
+        return site.finishing.Breakage(cause, text)
+
+    site.put(site.dispatch.Dispatch, "_break", fail_none)
 
 
 @executor_fault

@@ -59,6 +59,7 @@ ROOMS = (
     "server",
     "awaiting",
     "series",
+    "finishing",
     "dispatch",
     "executor",
     "__main__",
