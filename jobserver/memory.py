@@ -4,9 +4,9 @@ A pipe takes 64 KiB at a time, from a writer that waits for its reader. Here a v
 once, whatever the receiver does meanwhile, and is used where it lies. Nothing has to be removed:
 the kernel frees the file with its last descriptor and mapping, however the processes end.
 
-The file has blocks, each from the start of a page on: the buffers of a pickle, and then its stream,
-at which the file is positioned. A block is mapped by itself, lest who looks for the object behind a
-buffer (`memoryview.obj`) finds all of them.
+The file has blocks: the buffers of a pickle, and then its stream, at which the file is positioned.
+A large one begins with a page, and is mapped by itself, as somebody may look for the object behind
+a buffer (`memoryview.obj`). Small ones follow one another, and are read.
 
 The mapping is private: what a receiver writes into it is its own, copied page by page as it is
 written to. So a forked child cannot change what its parent has; and work that is given to a second
@@ -23,12 +23,13 @@ import weakref
 
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Optional, Union
 
 # Before Python 3.13 a mapping keeps a descriptor open. So that they do not run out (a usual limit
 # is 1,024), only so many are mapped at once, and others are read, which is one copy more.
 _MOST_MAPPED = 100
+_MAPPED = 1 << 14  # bytes; to map what is smaller takes longer than to read it
 _mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
@@ -42,12 +43,14 @@ def open_unnamed() -> int:
         return os.dup(file.fileno())
 
 
-def store(file: int, buffers: Iterable[memoryview], stream: Iterable[bytes]) -> None:
+def store(file: int, buffers: Iterable[memoryview], stream: Sequence[bytes]) -> None:
     """Fill an empty file."""
-    start = 0
+    end = 0
     for buffer in buffers:
+        start = _start(len(buffer), end)
         _write(file, buffer, start)
-        start += _pages(len(buffer))
+        end = start + len(buffer)
+    start = _start(sum(map(len, stream)), end)
     os.lseek(file, start, os.SEEK_SET)
     for part in stream:
         _write(file, part, start)
@@ -57,15 +60,23 @@ def store(file: int, buffers: Iterable[memoryview], stream: Iterable[bytes]) -> 
 def blocks(file: int, sizes: Iterable[int]) -> list[memoryview]:
     """The first blocks of a file, which are of these sizes: writable, and this process's own."""
     found: list[memoryview] = []
-    start = 0
+    end = 0
     for size in sizes:
+        start = _start(size, end)
         found.append(memoryview(_block(file, size, start)))
-        start += _pages(size)
+        end = start + size
     return found
 
 
+def _start(size: int, end: int) -> int:
+    """Where a block lies, behind one that ends there."""
+    if size < _MAPPED:
+        return end
+    return -(-end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+
+
 def _block(file: int, size: int, start: int) -> Union[mmap.mmap, bytearray]:
-    if sys.version_info >= (3, 13) or len(_mapped) < _MOST_MAPPED:
+    if size >= _MAPPED and (sys.version_info >= (3, 13) or len(_mapped) < _MOST_MAPPED):
         try:
             return _map(file, size, start)
         except OSError:
@@ -92,11 +103,6 @@ def _write(file: int, content: Union[bytes, memoryview], start: int) -> None:
         done = 0
         while done < len(rest):
             done += os.pwrite(file, rest[done:], start + done)
-
-
-def _pages(size: int) -> int:
-    """The bytes of the pages that so many bytes are on."""
-    return -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
 
 
 def send_file(over: int, file: int, content: bytes) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen, set_spawning_popen
 from typing import TYPE_CHECKING, Any, Callable, Final, Optional, cast
@@ -115,7 +115,7 @@ def file_of(content: pickles.Pickled) -> int:
     return _file(content.buffers, content.stream)
 
 
-def _file(buffers: Iterable[memoryview], stream: Iterable[bytes]) -> int:
+def _file(buffers: Iterable[memoryview], stream: Sequence[bytes]) -> int:
     with forks.opening:
         file = forks.private(memory.open_unnamed())
     try:

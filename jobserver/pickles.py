@@ -1,18 +1,28 @@
-"""Values as pickles: a stream, and beside it the large buffers that were kept out of it."""
+"""Values as pickles: a stream, and beside it the large buffers that were kept out of it.
+
+What the receiver gets is its own, so all of it is writable. But a pickle says of a buffer whether
+it was read-only, and then the buffer arrives read-only (those of NumPy arrays do). So read-only
+buffers are kept out of the stream, and what it says of them is replaced: by BINPERSID, which here
+gives back the buffer as it is. Those that are not large are put into the stream again, writable.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
 import sys
+from io import BytesIO
 from multiprocessing.reduction import ForkingPickler
 
 from .tracebacks import set_state
 
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any, Union
+    from collections.abc import Iterable, Sequence
+    from typing import Any, TypeVar, Union
+
+    Buffer = Union[bytes, bytearray, memoryview, pickle.PickleBuffer]
+    T = TypeVar("T")
 
 # Of exactly these types, reducers know nothing. A pickler that asks them costs 80 µs after a fork.
 _ATOMS = frozenset((type(None), bool, int, float, str, bytes))
@@ -24,6 +34,10 @@ HAS_MEMFD = hasattr(os, "memfd_create")
 # files in memory nothing is large.
 LARGE = 1 << 18 if HAS_MEMFD else sys.maxsize
 
+# What a stream says of a buffer beside it that is read-only, and what says that it is any buffer.
+_READ_ONLY = pickle.NEXT_BUFFER + pickle.READONLY_BUFFER
+_WRITABLE = pickle.NEXT_BUFFER + pickle.BINPERSID
+
 
 class Pickled:
     """A pickle: its stream, in parts, and the large buffers that were kept out of it.
@@ -31,7 +45,7 @@ class Pickled:
     To a pickler it is the file to write to.
     """
 
-    __slots__ = ("buffers", "size", "stream")
+    __slots__ = ("_read_only", "buffers", "size", "stream")
 
     pickler: type[ForkingPickler] = ForkingPickler
 
@@ -39,11 +53,31 @@ class Pickled:
         self.stream: list[bytes] = []
         self.size: int = 0  # of the stream, in bytes
         self.buffers: list[memoryview] = []
+        self._read_only = 0  # how many of the buffers are
 
     def dump(self, value: object) -> None:
         """Pickle a value with the reducers that are registered with multiprocessing."""
         # typeshed lacks what ForkingPickler passes on.
         self.pickler(self, pickle.HIGHEST_PROTOCOL, True, self.keep_out).dump(value)  # type: ignore[call-arg]
+        if self._read_only:
+            self._make_writable()
+
+    def _make_writable(self) -> None:
+        """Have what arrives of read-only buffers be writable."""
+        if sum(part.count(_READ_ONLY) for part in self.stream) == self._read_only:
+            self.stream = [part.replace(_READ_ONLY, _WRITABLE) for part in self.stream]
+        else:  # bytes of the values look the same, so the stream is read
+            import pickletools
+
+            whole = bytearray().join(self.stream)
+            for opcode, _, position in pickletools.genops(bytes(whole)):
+                if opcode.name == "READONLY_BUFFER":
+                    assert position is not None, "it is that of bytes"
+                    whole[position : position + 1] = pickle.BINPERSID
+            self.stream = [bytes(whole)]
+        if all(len(buffer) < LARGE for buffer in self.buffers):
+            united = self.united()
+            self.stream, self.size, self.buffers = united.stream, united.size, []
 
     def write(self, part: Union[bytes, memoryview]) -> None:
         # Memory that is no bytes object's may be the pickler's for the length of this call only.
@@ -57,12 +91,16 @@ class Pickled:
         self.size += len(part)
 
     def keep_out(self, buffer: pickle.PickleBuffer) -> bool:
-        """Keep a buffer that is large; True when it is to be in the stream."""
+        """Keep a buffer that is large or read-only; True when it is to be in the stream."""
         view = buffer.raw()
+        origin: object = view.obj
+        if isinstance(origin, memoryview):
+            origin = origin.obj
         # Whoever pickles bytes as a buffer gets bytes, and no view of them.
-        if len(view) < LARGE or type(view.obj) in (bytes, bytearray):
+        if type(origin) in (bytes, bytearray) or not (view.readonly or len(view) >= LARGE):
             return True
         self.buffers.append(view)
+        self._read_only += view.readonly
         return False
 
     @property
@@ -85,7 +123,21 @@ class Pickled:
 
 def load_united(stream: bytes, buffers: Iterable[Union[bytes, bytearray]]) -> object:
     """What such a pickle holds."""
-    return pickle.loads(stream, buffers=buffers)
+    return loads(stream, [bytearray(each) if type(each) is bytes else each for each in buffers])
+
+
+class Unpickler(pickle.Unpickler):
+    """For the streams of this module."""
+
+    def persistent_load(self, pid: T) -> T:
+        return pid  # a buffer, which is to be as it is
+
+
+def loads(stream: Union[bytes, memoryview], buffers: Sequence[Buffer] = ()) -> Any:
+    """The value of a stream, and of the buffers beside it."""
+    if not buffers:
+        return pickle.loads(stream)
+    return Unpickler(BytesIO(stream), buffers=buffers).load()
 
 
 _class_of: Any = type  # of anything, with attributes that checkers know nothing of

@@ -19,7 +19,7 @@ import pickle
 import struct
 from io import BytesIO
 
-from .pickles import Pickled, pickled, pickled_error
+from .pickles import Pickled, loads, pickled, pickled_error
 from .tracebacks import (
     RemoteTraceback,
     explain,
@@ -31,11 +31,13 @@ from .tracebacks import (
 
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from typing import NoReturn, Optional, Union
+    from collections.abc import Iterator, Sequence
+    from typing import NoReturn, Optional
+
+    from .pickles import Buffer
 
     # Kind, text, body and what is beside it, when several packets are one value.
-    Ending = tuple[int, bytes, bytes, Iterable[Union[pickle.PickleBuffer, memoryview]]]
+    Ending = tuple[int, bytes, bytes, Sequence[Buffer]]
 
     # How many calls a chunk has, and how many seconds its launch, if known, and its work took.
     Timing = tuple[int, Optional[float], float]
@@ -69,7 +71,7 @@ class Frame:
         kind: int,
         text: str,
         body: memoryview,
-        buffers: Iterable[Union[pickle.PickleBuffer, memoryview]] = (),
+        buffers: Sequence[Buffer] = (),
         *,
         last: bool = True,
     ) -> None:
@@ -77,7 +79,7 @@ class Frame:
         self.text: str = text
         self.body: memoryview = body
         # What is beside the pickle.
-        self.buffers: Iterable[Union[pickle.PickleBuffer, memoryview]] = buffers
+        self.buffers: Sequence[Buffer] = buffers
         self.last: bool = last  # the worker answers nothing more, and leaves
 
     def load(self) -> object:
@@ -87,7 +89,7 @@ class Frame:
         the user's, and the frame can be loaded again.
         """
         try:
-            content: object = pickle.loads(self.body, buffers=self.buffers)
+            content: object = loads(self.body, self.buffers)
             if self.kind != VALUE and not isinstance(content, BaseException):
                 raise TypeError(f"{type(content).__qualname__} is not an exception")
         except KeyboardInterrupt:

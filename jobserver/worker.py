@@ -9,7 +9,7 @@ import os
 import pickle
 import time
 
-from . import wire
+from . import pickles, wire
 
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def run_stored(
 
             # Mapped, and not read: others have the file's position as well.
             *buffers, stream = memory.blocks(received[-1], sizes)
-        fn, args = pickle.loads(stream, buffers=buffers)
+        fn, args = pickles.loads(stream, buffers)
     finally:
         close_received()
         received = others
@@ -177,12 +177,14 @@ def run_received(reply: Detachable, parcel: Detachable) -> None:
 
 def load_call(stream: BinaryIO, beside: Sequence[int]) -> Call:
     """Unpickle the work from a stream that is the file with the buffers, if there are any."""
-    buffers: Sequence[memoryview] = ()
+    call: Call
     if beside:
         from . import memory  # most work has no need of it
 
         buffers = memory.blocks(stream.fileno(), beside)
-    call: Call = pickle.load(stream, buffers=buffers)
+        call = pickles.Unpickler(stream, buffers=buffers).load()
+    else:
+        call = pickle.load(stream)
     return call
 
 
