@@ -36,9 +36,9 @@ class Refuses(Exception):
 class RefusesCause(Exception):
     """Its cause, context and traceback are what it says."""
 
-    __cause__ = property(lambda self: None)  # type: ignore[assignment]
-    __context__ = property(lambda self: None)  # type: ignore[assignment]
-    __traceback__ = property(lambda self: None)  # type: ignore[assignment]
+    __cause__ = property(lambda self: None)
+    __context__ = property(lambda self: None)
+    __traceback__ = property(lambda self: None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import ctypes
 import functools
@@ -47,7 +48,7 @@ class Planted(Exception):
     """What nobody expects."""
 
 
-@pytest.fixture(params=FACES.values(), ids=FACES)
+@pytest.fixture(params=list(FACES.values()), ids=list(FACES))
 def make(request: pytest.FixtureRequest) -> Callable[[Jobserver], JobserverExecutor]:
     made: Callable[[Jobserver], JobserverExecutor] = request.param
     return made
@@ -164,11 +165,12 @@ def test_a_callback_of_a_broken_executor_sees_it(
 
     def submit_again(_: object) -> None:
         try:
-            executor.submit(identity, 1)
+            executor.submit(abs, 1)
         except BrokenProcessPool as error:
             seen.append(str(error))
 
     with Gate(tmp_path) as gate:
+        futures: list[concurrent.futures.Future[Any]]
         futures = [executor.submit(touch_and_pass_gate, str(tmp_path / "held"), gate.path)]
         futures += [executor.submit(identity, number) for number in range(4)]
         for future in futures:

@@ -50,7 +50,7 @@ def an_error_in_a_map(make: Make) -> object:
 
 def a_stop_iteration_in_a_map(make: Make) -> object:
     with make(1) as pool:
-        ends = []
+        ends: list[list[object]] = []
         for chunksize in (1, 2):
             results = pool.map(work.stop_iteration_at, [0, 1, 2], [1] * 3, chunksize=chunksize)
             try:

@@ -88,7 +88,7 @@ def test_in_a_chunk_it_is_at_its_own_position(chunksize: Any) -> None:
 
 
 def test_asyncio_sees_what_the_work_raised(method: str) -> None:
-    async def main(pool: JobserverExecutor) -> list[Any]:
+    async def main(pool: JobserverExecutor) -> tuple[BaseException]:
         running = asyncio.get_running_loop().run_in_executor(pool, endings.raise_base, "Own")
         return await asyncio.gather(running, return_exceptions=True)
 

@@ -408,6 +408,7 @@ def test_an_argument_that_fails_to_load_costs_its_own_future(
         assert beside.result(PATIENCE) == "beside"
     assert isinstance(error, LostResult) == lost
     if fault is work.RaisesWhenLoaded:
+        assert error is not None
         assert "a fault while loading" in whole_text(error)
     elif not lost:
         assert type(error) is SystemExit

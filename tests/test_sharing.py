@@ -132,7 +132,7 @@ def run_build(command: list[str], env: dict[str, str], jobs: int, site: sites.Si
     with Jobserver("fork", 3) as js:
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             options: Any = {"env": {**os.environ, **env}, "capture_output": True, "text": True}
-            run = threads.submit(js.run, command, **options)
+            run = threads.submit(lambda: js.run(command, **options))
             try:
                 site.await_jobs(3)
             finally:
