@@ -13,39 +13,40 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Callable, Final, NoReturn, Optional
 
 from . import sharing
+from .hosting import Signalled, Signals, die_by
 from .make import NoJobserver
 from .server import Jobserver, share
 
 _PAUSE: Final = 1.0  # seconds between looks at the load or the memory
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
-# Those on which a program would end. The ones that stop and continue a program come to a whole job
-# of a shell, and so to the command as well.
-_PASSED_ON: Final = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2")
-_OF_TERMINALS: Final = ("SIGINT", "SIGQUIT")  # which the command has from there, too
-
 # As shells have it.
 _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
-_KILLED: Final = 128  # plus the signal
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Run it; the exit status."""
+    """Run it; the exit status, or minus the signal by which this program is to die."""
     options = _parser().parse_args(arguments)
     if options.command == ["status"]:
         return _status()
     command: list[str] = options.command[options.command[:1] == ["--"] :]
     if not command:
         _parser().error("a command is needed, or status")
+    signals = Signals()
+    try:
+        with signals.passing_on():
+            return _host(options, command, signals)
+    except Signalled as signalled:  # while it waits for a slot
+        return -signalled.signum
+
+
+def _host(options: argparse.Namespace, command: list[str], signals: Signals) -> int:
     try:
         jobserver = Jobserver(slots=options.jobs)
     except ValueError as error:
@@ -57,7 +58,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     if gates:
         jobserver = jobserver.replace_sleep(lambda: max(gate() for gate in gates) or None)
     with jobserver:
-        status = _run(jobserver, command, options.style)
+        status = _run(jobserver, command, options.style, signals)
         recovered = share(jobserver)[0].engine.slots.recovered
     if options.verbose:
         _say(f"{recovered} slots recovered")
@@ -105,57 +106,13 @@ def _above_memory(least: int) -> Callable[[], float]:
     return look
 
 
-def _run(jobserver: Jobserver, command: list[str], style: sharing.Style) -> int:
+def _run(jobserver: Jobserver, command: list[str], style: sharing.Style, signals: Signals) -> int:
     with sharing.share(*share(jobserver), style, program=command[0]) as shared:
         try:
-            with _passing_on() as passed:
-                process = subprocess.Popen(command, env=shared.env, pass_fds=shared.pass_fds)
-                passed(process)
-                status = process.wait()
+            return signals.host(command, shared.env, shared.pass_fds)
         except OSError as error:
             _say(f"{command[0]}: {error.strerror}")
             return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
-    return status if status >= 0 else _KILLED - status
-
-
-@contextmanager
-def _passing_on() -> Generator[Callable[[subprocess.Popen[bytes]], None]]:
-    """Pass signals on to a process that is told of; those that come before wait for it."""
-    early: list[int] = []
-    started: list[subprocess.Popen[bytes]] = []
-
-    def note(signum: int, frame: Optional[FrameType]) -> None:  # noqa: ARG001
-        if not started:
-            early.append(signum)
-        elif not (signal.Signals(signum).name in _OF_TERMINALS and _in_foreground()):
-            started[0].send_signal(signum)
-
-    def tell(process: subprocess.Popen[bytes]) -> None:
-        started.append(process)
-        while early:
-            process.send_signal(early.pop())
-
-    signals = [getattr(signal, name) for name in _PASSED_ON if hasattr(signal, name)]
-    # What this program is to ignore, the command ignores as well.
-    caught = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
-    before = [signal.signal(signum, note) for signum in caught]
-    try:
-        yield tell
-    finally:
-        for signum, handler in zip(caught, before):
-            signal.signal(signum, handler)
-
-
-def _in_foreground() -> bool:
-    """Whether this is in the foreground of a terminal, which sends its signals to the command."""
-    try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
-    except OSError:
-        return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    finally:
-        os.close(terminal)
 
 
 def _status() -> int:
@@ -180,9 +137,12 @@ def _say(text: str) -> None:
 
 def _end() -> NoReturn:
     try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # while it waits for a slot
-        sys.exit(_KILLED + signal.SIGINT)
+        status = main()
+    except KeyboardInterrupt:
+        status = -signal.SIGINT
+    if status < 0:
+        die_by(-status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def _make_locked(directory: str, folder: int) -> tuple[int, int, str]:
         raise
     if _swept.get(directory) != os.getpid():
         _swept[directory] = os.getpid()
-        util.Finalize(None, _leave, (directory,), exitpriority=_AFTER_CHILDREN)
+        util.Finalize(None, leave, exitpriority=_AFTER_CHILDREN)
         _sweep(directory, folder)
     read, write = opened
     return read, write, path
@@ -153,9 +153,11 @@ def _has_reader(path: str) -> bool:
     return True
 
 
-def _leave(directory: str) -> None:
-    """At the exit: remove what was never closed."""
+def leave() -> None:
+    """At the exit: remove what was never closed, and directories that are empty."""
     for path in list(_made):
         remove(path)
-    with contextlib.suppress(OSError):  # others have fifos there
-        os.rmdir(directory)
+    for directory, pid in _swept.items():
+        if pid == os.getpid():
+            with contextlib.suppress(OSError):  # others have fifos there
+                os.rmdir(directory)

@@ -62,6 +62,7 @@ ROOMS = (
     "finishing",
     "dispatch",
     "executor",
+    "hosting",
     "__main__",
 )
 
