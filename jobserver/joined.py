@@ -20,7 +20,9 @@ joined takes, and gives back by letting it go. What is lent on from there goes b
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import stat
 import sys
 from collections.abc import Sequence
@@ -28,13 +30,18 @@ from typing import Final, Optional
 
 import attrs
 
+from .ancestors import find_holder
 from .kernel import HAS_OFD, OfdKernel, create
-from .make import FIFO, Auth, Descriptors, NoJobserver
+from .make import FIFO, Auth, Descriptors, Fifo, NoJobserver, Reason
 from .protocols import Grant, Slot
 from .slots import PLACES, SlotPool
 
 if sys.platform != "win32":
     import fcntl
+    import termios
+
+_NAMES_A_FIFO: Final = "have MAKEFLAGS name the fifo of a make that runs, or clear it"
+_OF_PROCESS: Final = re.compile(r"//?proc/(self|thread-self|\d+)/|//?dev/(fd/|std)")
 
 IMPLICIT: Final = PLACES  # the first place of a block that no other slot has
 
@@ -83,7 +90,10 @@ class JoinedKernel(OfdKernel):
 if sys.version_info >= (3, 10) and sys.platform == "linux":
 
     def _pages(pipe: int) -> int:
-        return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) // os.sysconf("SC_PAGE_SIZE")
+        try:
+            return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) // os.sysconf("SC_PAGE_SIZE")
+        except OSError:  # a device
+            return 0
 
     def _splice(source: int, target: int) -> int:
         return os.splice(source, target, 1, flags=os.SPLICE_F_NONBLOCK)
@@ -124,7 +134,7 @@ class JoinedPool(SlotPool):
 
         NoJobserver when there is none, OSError when there are no descriptors for it.
         """
-        outer = _open(auth)
+        outer = _open(auth, count)
         try:
             ours = create()
             assert isinstance(ours, OfdKernel), "it has been asked for before"
@@ -181,7 +191,7 @@ class JoinedPool(SlotPool):
         return max(0, self.kernel.waiting() - self._receipts())
 
 
-def _open(auth: Auth) -> tuple[int, int]:
+def _open(auth: Auth, count: Optional[int]) -> tuple[int, int]:
     """The two ends of make's pipe, as descriptions of our own. NoJobserver if that cannot be."""
     if not HAS_OFD or not os.path.exists("/proc/self/fd"):
         raise NoJobserver("unsupported", f"slots of make are shared on Linux only, not {auth}")
@@ -189,15 +199,26 @@ def _open(auth: Auth) -> tuple[int, int]:
         _check_inherited(auth)
         # Opened anew: others have these descriptions, too, and want no flag of theirs changed.
         read, write = f"/proc/self/fd/{auth.read}", f"/proc/self/fd/{auth.write}"
+        mend = None
     else:
         read = write = auth.path
+        mend = _NAMES_A_FIFO
+        if _OF_PROCESS.match(os.path.normpath(auth.path)):
+            raise NoJobserver(
+                "cannot open",
+                f"{auth.path}, which MAKEFLAGS names, is what some process has open there",
+                _NAMES_A_FIFO,
+            )
     opened: list[int] = []
     try:
         for path, flags in (write, os.O_WRONLY), (read, os.O_RDONLY):
             # The write end first, which is refused when nobody is left to read.
-            opened.append(os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC))
-            if not stat.S_ISFIFO(os.fstat(opened[-1]).st_mode):
-                raise NoJobserver("not a pipe", f"{path}, which MAKEFLAGS names, is no pipe")
+            opened.append(os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY))
+            mode = os.fstat(opened[-1]).st_mode
+            if not (stat.S_ISFIFO(mode) or (stat.S_ISCHR(mode) and isinstance(auth, Fifo))):
+                raise NoJobserver("not a pipe", f"{path}, which MAKEFLAGS names, is no pipe", mend)
+        writes, reads = opened
+        _check_behaviour(path, reads, writes, count, mend)
     except BaseException as error:
         for fd in opened:
             os.close(fd)
@@ -206,7 +227,34 @@ def _open(auth: Auth) -> tuple[int, int]:
                 "cannot open", f"make's jobserver cannot be opened: {error}"
             ) from error
         raise
-    return opened[1], opened[0]
+    return reads, writes
+
+
+def _check_behaviour(
+    path: str, read: int, write: int, count: Optional[int], mend: Optional[str]
+) -> None:
+    """NoJobserver unless it is used as one, as far as that can be told without taking a token."""
+    if stat.S_ISFIFO(os.fstat(read).st_mode):
+        waiting = int.from_bytes(fcntl.ioctl(read, termios.FIONREAD, bytes(4)), sys.byteorder)
+        if count is not None and waiting > count:
+            raise NoJobserver(
+                "not a pipe",
+                f"{path}, which MAKEFLAGS names, has {waiting} bytes, but -j{count} no more than "
+                f"{count - 1} tokens",
+                mend,
+            )
+        return
+    # A device that keeps tokens has none, or some; it never ends, and is nobody's keyboard.
+    with contextlib.suppress(BlockingIOError):
+        token = b"" if os.isatty(read) or _is_memory(read) else os.read(read, 1)
+        if not token:
+            raise NoJobserver("not a pipe", f"{path}, which MAKEFLAGS names, has no tokens", mend)
+        os.write(write, token)
+
+
+def _is_memory(fd: int) -> bool:
+    """Whether it is /dev/null, /dev/zero or another one of that kind (Linux: devices.txt)."""
+    return os.major(os.fstat(fd).st_rdev) == 1
 
 
 def _check_inherited(auth: Descriptors) -> None:
@@ -217,14 +265,27 @@ def _check_inherited(auth: Descriptors) -> None:
         try:
             status = os.fstat(fd)
         except OSError as error:
-            raise NoJobserver("bad descriptor", f"{what} is not open") from error
+            raise _lost("bad descriptor", f"{what} is not open", auth) from error
         # What survived exec has no close-on-exec flag; all that Python opens has one.
         if not os.get_inheritable(fd):
-            raise NoJobserver("bad descriptor", f"{what} is not make's but this program's own")
+            raise _lost("bad descriptor", f"{what} is not make's but this program's own", auth)
         if not stat.S_ISFIFO(status.st_mode):
-            raise NoJobserver("not a pipe", f"{what} is no pipe")
+            raise _lost("not a pipe", f"{what} is no pipe", auth)
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == unfit:
-            raise NoJobserver("bad descriptor", f"{what} is the other end of the pipe")
+            raise _lost("bad descriptor", f"{what} is the other end of the pipe", auth)
         inodes.append(status.st_ino)
     if inodes[0] != inodes[1]:
-        raise NoJobserver("not a pipe", f"descriptors {auth} are of two pipes")
+        raise _lost("not a pipe", f"descriptors {auth} are of two pipes", auth)
+
+
+def _lost(reason: Reason, detail: str, auth: Descriptors) -> NoJobserver:
+    """Say who has the pipe and has not passed it on, if make has shared it."""
+    holder = find_holder(auth.read, auth.write)
+    if holder is None:
+        return NoJobserver(reason, detail)
+    return NoJobserver(
+        reason,
+        f"{detail} although {holder} has both",
+        "have what that program started pass on its descriptors, as subprocess does with "
+        "close_fds=False or pass_fds, or use a make from 4.4 on, whose fifo needs none",
+    )

@@ -50,13 +50,15 @@ class NoJobserver(RuntimeError):
     `reason` is one of the few that there are, in lower-case words; `detail` says what was found.
     """
 
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(reason, detail)  # args rebuild the exception when it is unpickled
+    def __init__(self, reason: Reason, detail: str, mending: Optional[str] = None) -> None:
+        """`mending` says what to do, if that is not what the reason alone calls for."""
+        super().__init__(reason, detail, mending)  # args rebuild it when it is unpickled
         self.reason: Reason = reason
         self.detail: str = detail
+        self._mending = mending or _MENDING[reason]
 
     def __str__(self) -> str:
-        return f"{self.detail}; {_MENDING[self.reason]}"
+        return f"{self.detail}; {self._mending}"
 
 
 FIFO: Final = "fifo:"
@@ -94,8 +96,10 @@ _INCLUDED: Final = f"-I{_AUTH[0]}"
 _WORD: Final = re.compile(r"(?:\\.|[^ \t])+", re.DOTALL)
 _QUOTED: Final = re.compile(r"\\(.)", re.DOTALL)
 # Options without an argument may precede the j in one word.
-_JOBS: Final = re.compile(r"(-[BbdehikLmnpqRrSstvw]*j|--jobs=?)(\d*)")
+_JOBS: Final = re.compile(r"(-[BbdehikLmnpqRrSstvw]*j|--jobs=?)(\d*)", re.ASCII)
+_NUMBER: Final = re.compile(r"\d+", re.ASCII)  # as a word of its own, after an option without one
 _PAIR: Final = re.compile(r"(-?\d+),(-?\d+)", re.ASCII)
+_DIGITS: Final = 9  # what has more overflows an int of C
 
 
 def find_auth(makeflags: Optional[str]) -> Auth:
@@ -112,8 +116,10 @@ def find_auth(makeflags: Optional[str]) -> Auth:
     if value.startswith(FIFO) and len(value) > len(FIFO):
         return Fifo(value[len(FIFO) :])
     pair = _PAIR.fullmatch(value)
-    if pair is None:
-        raise NoJobserver("malformed", f"MAKEFLAGS has a jobserver of unknown form: {named[-1]!r}")
+    if pair is None or max(map(len, pair.groups())) > _DIGITS:
+        raise NoJobserver(
+            "malformed", f"MAKEFLAGS has a jobserver of unknown form: {_short(named[-1])}"
+        )
     read, write = int(pair[1]), int(pair[2])
     if read < 0 or write < 0:
         raise NoJobserver("disabled", f"make has switched its jobserver off here: {named[-1]!r}")
@@ -123,10 +129,13 @@ def find_auth(makeflags: Optional[str]) -> Auth:
 def find_jobs(makeflags: Optional[str]) -> Optional[int]:
     """N of the last -jN in MAKEFLAGS; None when there is none, or no number with it."""
     jobs: Optional[int] = None
+    lacks_number = False
     for word in _options(makeflags or ""):
         found = _JOBS.fullmatch(word)
-        if found is not None:
-            jobs = int(found[2] or 0) or None
+        if found is not None or (lacks_number and _NUMBER.fullmatch(word)):
+            digits = word if found is None else found[2]
+            jobs = (int(digits or 0) or None) if len(digits) <= _DIGITS else None
+        lacks_number = found is not None and not found[2]
     return jobs
 
 
@@ -144,12 +153,16 @@ def with_auth(
     """
     kept: list[str] = []
     rest: list[str] = []
+    lacks_number = False
     for raw, plain in _split(makeflags):
+        is_number = lacks_number and _NUMBER.fullmatch(plain)
+        lacks_number = False
         if rest or plain == "--":
             rest.append(raw)
-        elif plain.startswith((*_AUTH, _ABBREVIATED, _INCLUDED)):
+        elif is_number or plain.startswith((*_AUTH, _ABBREVIATED, _INCLUDED)):
             continue
-        elif _JOBS.fullmatch(plain):
+        elif (found := _JOBS.fullmatch(plain)) is not None:
+            lacks_number = not found[2]
             others = plain[: plain.rindex("j")] if not plain.startswith("--") else ""
             if others not in ("-", ""):
                 kept.append(others)
@@ -161,6 +174,10 @@ def with_auth(
     if of_make is not None:
         kept.append(f"{_ABBREVIATED}{of_make}")
     return " ".join([*kept, *rest])
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) < 100 else f"{text[:80]}...")
 
 
 def _options(makeflags: str) -> Iterator[str]:

@@ -7,13 +7,14 @@ import sys
 import threading
 import warnings
 import weakref
+from collections.abc import Mapping
 from multiprocessing import get_context, reduction
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Callable, Final, Optional, Union
 
 import attrs
 
-from . import forks, serving, sigterm
+from . import environment, forks, serving, sigterm
 from .callbacks import issue_due
 from .channel import ResultChannel
 from .crew import Crew
@@ -23,7 +24,7 @@ from .interrupts import shielded
 from .joined import JoinedPool
 from .launch import ContextLauncher
 from .lifecycle import State
-from .make import find_auth, find_jobs
+from .make import NoJobserver
 from .protocols import Channel, Grant, Launcher, Slot, SlotSource, Task, Work
 from .run import Group, Run
 from .settings import Reuse, Settings
@@ -48,16 +49,28 @@ _joined: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary(
 _joining = threading.RLock()
 
 
-def join(context: BaseContext, makeflags: Optional[str]) -> Resources:
-    """The slots of the jobserver that MAKEFLAGS names. NoJobserver if there is none to be joined.
+def join(context: BaseContext, environ: Mapping[str, str]) -> Resources:
+    """The slots of the jobserver that the environment names. NoJobserver if none can be joined.
 
     In work of ours that inherited or was given a handle on it, that handle's.
     """
-    auth = find_auth(makeflags)
     with _joining:  # not in two threads at once
-        engine = _joined.get(str(auth))
-        if engine is None or not engine.reopen():
-            return Resources.open(context, JoinedPool.join(auth, find_jobs(makeflags)))
+        try:
+            return _join(context, environment.find(environ))
+        except NoJobserver as error:
+            instead = environment.find_instead(environ, error)
+            if instead is None:
+                raise
+            try:
+                return _join(context, instead)
+            except NoJobserver:
+                raise error from None
+
+
+def _join(context: BaseContext, named: environment.Named) -> Resources:
+    engine = _joined.get(str(named.auth))
+    if engine is None or not engine.reopen():
+        return Resources.open(context, JoinedPool.join(named.auth, named.slots))
     return Resources(context, engine, ContextLauncher(context))
 
 

@@ -77,7 +77,7 @@ class Jobserver:
         all else that the build runs. All that a process makes so share one implicit slot. Raises
         NoJobserver when there is none, or when make has not shared it with this recipe.
         """
-        return cls._make(join(_context(context), os.environ.get("MAKEFLAGS")), s.Settings())
+        return cls._make(join(_context(context), os.environ), s.Settings())
 
     @property
     def slots(self) -> Optional[int]:
@@ -453,14 +453,14 @@ _warned = False
 
 def _join_or_create(context: BaseContext) -> Resources:
     """For slots=None: make's jobserver, if this process runs in one; else as many as CPUs."""
-    makeflags = os.environ.get("MAKEFLAGS")
     try:
-        return join(context, makeflags)
+        return join(context, os.environ)
     except NoJobserver as error:
         if error.reason not in ("absent", "not a jobserver"):
             _warn(error)
     # A make that is to run one job at a time has no jobserver.
-    return _create(context, 1 if find_jobs(makeflags) == 1 else min(usable_cpus(), LIMIT))
+    one = find_jobs(os.environ.get("MAKEFLAGS")) == 1
+    return _create(context, 1 if one else min(usable_cpus(), LIMIT))
 
 
 def _warn(error: NoJobserver) -> None:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Final, Literal, Optional, Union
 
 import attrs
 
-from . import forks
+from . import environment, forks
 from .interrupts import shielded
 from .make import Descriptors, Fifo, with_auth
 from .resources import Resources
@@ -58,7 +58,7 @@ _MAKES: Final = ("make", "gmake")
 _IS_MAKE: Final = re.compile(r"(g|gnu)?make(-\d.*)?")
 
 # Of an outer make: its depth, and what cargo and make's older clients read.
-_FOREIGN: Final = ("MAKELEVEL", "CARGO_MAKEFLAGS", "MFLAGS")
+_FOREIGN: Final = ("MAKELEVEL", "CARGO_MAKEFLAGS", "MFLAGS", environment.OURS)
 
 
 @attrs.frozen
@@ -94,7 +94,9 @@ def share(
     try:
         try:
             resources.grant(settings, deadline, held, grants)
-            yield _shared(grants[0], style, program, _revised(env, settings))
+            shared = _shared(grants[0], style, program, _revised(env, settings))
+            shared.env.update(environment.describe(resources.engine.slots.count, grants[0].path))
+            yield shared
         finally:
             if os.getpid() == owner:  # else a forked child leaves, and all this is its parent's
                 resources.withdraw(held, grants)

@@ -55,6 +55,9 @@ def test_the_last_jobserver_among_the_options_counts(makeflags: str, auth: str) 
         (" --jobserver-auth=3,4,5", "malformed"),
         (" --jobserver-auth=a,b", "malformed"),
         (" --jobserver-auth=\u0663,4", "malformed"),  # an Arabic digit
+        (f" --jobserver-auth={1 << 31},4", "malformed"),
+        (f" --jobserver-auth=3,{'9' * 5000}", "malformed"),  # more digits than int() takes
+        (f" --jobserver-auth=-{'9' * 5000},4", "malformed"),
         (" --jobserver-auth=gmake_semaphore_4711", "malformed"),
         (" --jobserver-auth=3,4 --jobserver-auth=-2,-2", "disabled"),
         (" --jobserver-auth=3,-1", "disabled"),
@@ -72,6 +75,8 @@ def test_the_error_says_what_why_and_how_to_mend_it() -> None:
         match=r"switched its jobserver off here: '--jobserver-auth=-2,-2'; prefix .* \+",
     ) as caught:
         find_auth(" -j2 --jobserver-auth=-2,-2")
+    told = NoJobserver("malformed", "what", "do this")
+    assert str(pickle.loads(pickle.dumps(told))) == str(told) == "what; do this"
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (copy.reason, copy.detail, str(copy)) == (
         caught.value.reason,
@@ -91,6 +96,15 @@ def test_the_error_says_what_why_and_how_to_mend_it() -> None:
         (" -kj3", 3),
         (" --jobs=12", 12),
         (" -j2 -j", None),
+        (" -j 8", 8),
+        ("kj 8 --jobserver-auth=3,4", 8),
+        (" --jobs 8 -k", 8),
+        (" -j -k 8", None),
+        (" -j4 8", 4),
+        (" -j -- 8", None),
+        (f" -j{'9' * 5000}", None),
+        (f" -j4 -j {1 << 40}", None),
+        (" -j\u0663", None),
         (" -j2 -j5", 5),
         (" -Ij4", None),
         (" -- -j4", None),
@@ -107,6 +121,8 @@ def test_the_last_number_of_jobs_counts(makeflags: Optional[str], jobs: Optional
         ("kw -j4 --jobserver-auth=3,4 --no-print-directory", "kw --no-print-directory"),
         ("kj4 --jobserver-fds=3,4", "-k"),
         (" -j --jobs=3 --jobs", ""),
+        ("kj 8 -j 9 10 -j -w 11", "-k 10 -w 11"),
+        (" -j -- 8", "-- 8"),
         (
             " -Ia\\ -j4 -j4 -- A=-j4\\ -j4 --jobserver-auth=5,6",
             "-Ia\\ -j4 -- A=-j4\\ -j4 --jobserver-auth=5,6",

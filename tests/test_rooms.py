@@ -33,6 +33,8 @@ ROOMS = (
     "parcels",
     "cpus",
     "make",
+    "environment",
+    "ancestors",
     "settings",
     "chunks",
     "lifecycle",
