@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from jobserver import Jobserver, NoJobserver, joined
+from jobserver import Jobserver, NoJobserver
 from jobserver.cpus import usable_cpus
 from tests import tools
 from tests.builds import build
@@ -86,7 +86,7 @@ def test_a_device_that_keeps_tokens_is_joined(
     ours, theirs = pty.openpty()
     tty.setraw(theirs)
     os.write(ours, tokens)
-    monkeypatch.setattr(joined.os, "isatty", lambda _: False)
+    monkeypatch.setattr(os, "isatty", lambda _: False)
     monkeypatch.setenv("MAKEFLAGS", f"-j3 --jobserver-auth=fifo:{os.ttyname(theirs)}")
     with Jobserver.from_environ(method) as js:
         assert js.slots == 3

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextlib.contextmanager
-def in_terminal(command: Sequence[str]) -> Generator[tuple[int, int]]:
+def in_terminal(command: list[str]) -> Generator[tuple[int, int]]:
     """Run a command in the foreground of a terminal of its own: its pid, and our end of that."""
     pid, terminal = pty.fork()
     if pid == 0:
