@@ -25,6 +25,7 @@ from .joined import JoinedPool
 from .launch import ContextLauncher
 from .lifecycle import State
 from .make import NoJobserver
+from .parcels import NotPicklable
 from .protocols import Channel, Grant, Launcher, Slot, SlotSource, Task, Work
 from .run import Group, Run
 from .settings import Reuse, Settings
@@ -296,9 +297,11 @@ class Resources:
                 run = self._start(crew, group, task, slot)
             else:
                 run = self._engage(crew, group, task, settings.reuse, slot)
-        except BaseException:
+        except BaseException as error:
             if slot is not None:
                 self.engine.give_back(slot)
+            if isinstance(error, NotPicklable) and not group.for_executor:
+                raise TypeError(*error.args) from error.__cause__
             raise
         self.engine.track(run)
         return run

@@ -201,6 +201,7 @@ def test_a_jobserver_keeps_its_type_error(method: str) -> None:
     with Jobserver(method, 1).replace_workers() as js:
         with pytest.raises(TypeError, match="not picklable") as caught:
             js(identity, lambda: None)
+        assert type(caught.value) is TypeError
         assert isinstance(caught.value.__cause__, (AttributeError, pickle.PicklingError))
         with pytest.raises(RuntimeError, match="not picklable"):
             js(endings.a_lambda).result(PATIENCE)

@@ -104,8 +104,8 @@ def _unpack(value: object, _: bytes) -> Huge:
     return Huge(value)
 
 
-class _Killed(BaseException):
-    """The work is killed at this point."""
+class _Killed(SystemExit):
+    """The work is killed at this point: of a kind that ends the rest of a chunk as well."""
 
 
 # The scripts that the work being done has come upon, and the values that came with them.
@@ -778,8 +778,9 @@ class ScriptedServant(ScriptedWorker):
             start = stream.tell()
             content = stream.read()
             stream.seek(start)
-            env, held, _, beside = pickle.load(stream)
-            task = Task(worker.load_call(stream, beside), env, held)
+            env, held, _, beside, for_executor = pickle.load(stream)
+            call = worker.load_call(stream, beside)
+            task = Task(call, env, held, for_executor=for_executor)
             stream.seek(start)  # for another one, as this one may not have begun it
         for fd in request.fds:
             os.close(fd)
