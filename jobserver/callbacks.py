@@ -34,27 +34,26 @@ def issue(run: Run) -> None:
     if not run.callbacks:
         return
     if _thread.queue is not None:
-        _thread.queue.append(run)
+        _enqueue(_thread.queue, run)
         return
-    queue = deque((run,))
+    queue: deque[Run] = deque()
     try:
         try:
             _thread.queue = queue
+            _enqueue(queue, run)
             while queue:
                 _issue_all(queue[0])
-                queue.popleft()
+                _dequeue(queue)
         finally:
-            _thread.queue = None
-            for left in queue:
-                due = left.group.due
-                if left.callbacks and left is not run:
-                    due.append(left)
-                elif left.callbacks and left not in due:
-                    # `issue_due` took it off, perhaps of another thread, which left it to this one.
-                    due.appendleft(left)
+            _leave(queue, run)
     finally:
         # Again, as an interrupt can come after the block and before its `finally`.
-        _thread.queue = None
+        _leave(queue, run)
+
+
+def is_calling() -> bool:
+    """Whether this thread is inside a callback."""
+    return _thread.queue is not None
 
 
 def issue_due(group: Group) -> None:
@@ -65,6 +64,42 @@ def issue_due(group: Group) -> None:
         except IndexError:
             return  # another thread was faster
         issue(run)
+
+
+def _enqueue(queue: deque[Run], run: Run) -> None:
+    """Have this thread run the callbacks of a run, after those that it has already."""
+    key = threading.get_ident(), run
+    with shielded():
+        if key not in run.group.observed:
+            run.group.observed.add(key)
+            queue.append(run)
+
+
+def _dequeue(queue: deque[Run]) -> None:
+    with shielded():
+        _forget(queue.popleft())
+
+
+def _leave(queue: deque[Run], first: Run) -> None:
+    """This thread runs no more callbacks; those that are left become due again."""
+    with shielded():
+        _thread.queue = None
+        while queue:
+            left = queue[0]
+            due = left.group.due
+            if left.callbacks and left is not first:
+                due.append(left)
+            elif left.callbacks and left not in due:
+                # `issue_due` took it off, perhaps of another thread, which left it to this one.
+                due.appendleft(left)
+            _dequeue(queue)
+
+
+def _forget(run: Run) -> None:
+    group = run.group
+    group.observed.discard((threading.get_ident(), run))
+    for notify in list(group.drains):
+        notify()
 
 
 def _issue_all(run: Run) -> None:

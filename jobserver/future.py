@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable, Generic, NoReturn, Optional, TypeVar
 
 from . import wire
 from .callbacks import issue
+from .draining import lost_callbacks
 from .errors import Blocked, LostResult
 from .launch import valid_signal
 from .lifecycle import State
@@ -137,13 +138,17 @@ class Future(Generic[T]):
 
     def __del__(self) -> None:
         run: Optional[Run] = getattr(self, "_run", None)
-        if run is not None and run.state is not State.DONE and not run.foreign:
-            warnings.warn(
-                f"Dropping {self!r} before it is done: keep it and wait for it",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
+        if run is None or run.foreign:
+            return
+        run.dropped = True
+        lost = f". {lost_callbacks(1)}" if run.loses_callbacks else ""
+        if run.state is not State.DONE:
+            text = f"Dropping {self!r} before it is done: keep it and wait for it{lost}"
+        elif lost:
+            text = f"Dropping {self!r}{lost}"
+        else:
+            return
+        warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
 
 
 def load(run: Run) -> object:

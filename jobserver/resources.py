@@ -18,6 +18,7 @@ from . import environment, forks, serving, sigterm
 from .callbacks import issue_due
 from .channel import ResultChannel
 from .crew import Crew
+from .draining import drain, lost_callbacks
 from .engine import Engine, advance_orphans, drain_all
 from .errors import Blocked, CallbackRaised
 from .interrupts import shielded
@@ -177,6 +178,9 @@ class Resources:
                 RuntimeWarning,
                 stacklevel=3,
             )
+        lost = sum(run.loses_callbacks for run in list(self.group.tracked))
+        if lost:
+            warnings.warn(lost_callbacks(lost), ResourceWarning, stacklevel=3)
 
     def close(self) -> None:
         """Accept nothing more. What runs goes on; the slots are let go of when it is over."""
@@ -184,7 +188,7 @@ class Resources:
             with self.engine.lock:
                 if self.closed:
                     return
-                self.closed = True
+                self.closed = self.group.closed = True
             self.crew.close()
             self.engine.release()
 
@@ -192,6 +196,11 @@ class Resources:
         """Free what has finished, and run its callbacks."""
         self.engine.advance()
         issue_due(self.group)
+
+    def drain(self, timeout: Optional[float]) -> None:
+        """See `Jobserver.drain`."""
+        self.check_open()
+        drain(self.engine, self.group, self.engine.deadline(timeout))
 
     def submit(
         self, settings: Settings, work: Work, consume: int, deadline: Optional[float]
@@ -424,7 +433,7 @@ class Resources:
     def __del__(self) -> None:
         if getattr(self, "closed", True) or sys.is_finalizing():
             return
-        self.closed = True
+        self.closed = self.group.closed = True
         self.engine.finalize(self._let_go)
 
     def _let_go(self) -> None:

@@ -29,6 +29,10 @@ class Group:
     def __init__(self) -> None:
         self.tracked: set[Run] = set()
         self.due: deque[Run] = deque()  # done, with callbacks that have not run
+        # Runs whose callbacks a thread runs, or will run next, by that thread.
+        self.observed: set[tuple[int, Run]] = set()
+        self.drains: list[Callable[[], None]] = []  # each wakes a `drain`, to look again
+        self.closed: bool = False  # no call runs callbacks any more, but for a Future's own
 
     def inherit(self, slot: Slot) -> bool:  # noqa: ARG002
         """Whether the owner keeps the slot of a run that is over. Under the engine's lock.
@@ -51,6 +55,7 @@ class Run:
         "_repeat",
         "_slots",
         "callbacks",
+        "dropped",
         "frame",
         "group",
         "issuer",
@@ -86,6 +91,7 @@ class Run:
         self.loading: threading.RLock = threading.RLock()  # held while the frame is loaded
         self.callbacks: deque[Callback] = deque()
         self.registered: int = 0
+        self.dropped: bool = False  # nobody has its Future any more
         self.issuing: threading.Lock = threading.Lock()  # held while callbacks run
         self.issuer: Optional[int] = None  # by the thread that runs them
         self.watched: Optional[int] = None  # the descriptor that tells of the next event
@@ -127,6 +133,13 @@ class Run:
             self._reap(poller)
         elif self.state is State.REAPED:
             self._return_slot(poller)
+
+    @property
+    def loses_callbacks(self) -> bool:
+        """Whether it has callbacks that nothing can run any more."""
+        if not (self.dropped and self.callbacks and self.group.closed):
+            return False
+        return all(run is not self for _, run in list(self.group.observed))
 
     def relaunch(self) -> None:
         """Have another worker for the work. Not under the lock, as that takes its time."""

@@ -358,6 +358,19 @@ class Jobserver:
         self._resources.check_open()
         self._resources.reclaim()
 
+    def drain(self, timeout: Optional[float] = None) -> None:
+        """Wait until all that this process submitted is done and its callbacks have run.
+
+        For at most `timeout` seconds (None: without end), and for what was submitted through any
+        handle on these slots, callbacks included. It does not wait for an executor's work, nor for
+        what other processes submit. Within a callback it waits for work only; the callbacks that
+        become due run once that callback has returned.
+
+        Raises CallbackRaised as `Future.done` does, and the remaining callbacks run at the next
+        call; Blocked at the timeout.
+        """
+        self._resources.drain(s.check_timeout(timeout))
+
     def __enter__(self) -> Self:
         """Entries are counted over all handles on these slots; the last exit closes them."""
         self._resources.enter()
@@ -371,8 +384,9 @@ class Jobserver:
     ) -> None:
         """The last exit reclaims what has finished, runs its callbacks, and closes.
 
-        Work that still runs goes on, and its Futures can still be waited for. Callbacks that
-        raise are reported as RuntimeWarning.
+        Work that still runs goes on, and its Futures can still be waited for: `drain` before the
+        end of the block waits for all of them. Callbacks that raise are reported as RuntimeWarning,
+        and those that can no longer run, because nobody has their Future, as ResourceWarning.
         """
         self._resources.exit()
 

@@ -46,6 +46,7 @@ SIGNATURES = [
     ),
     (Jobserver.share, "(self, style='auto')"),
     (Jobserver.from_environ, "(context=None)"),
+    (Jobserver.drain, "(self, timeout=None)"),
     (Jobserver.reclaim_resources, "(self)"),
     (Jobserver.replace_preexec, "(self, fn, /, *args, **kwargs)"),
     (Jobserver.replace_workers, "(self, max_tasks=None, idle=10.0)"),

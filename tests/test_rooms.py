@@ -53,6 +53,7 @@ ROOMS = (
     "sigterm",
     "crew",
     "callbacks",
+    "draining",
     "future",
     "resources",
     "mapping",

@@ -565,6 +565,12 @@ class Library(RuleBasedStateMachine):
     def reclaim(self, handle: Handle) -> None:
         self.both("reclaim", self.model.reclaim, handle.jobserver.reclaim_resources)
 
+    @rule(handle=handles, timeout=TIMEOUTS)
+    @with_handles
+    def drain(self, handle: Handle, timeout: Optional[float]) -> None:
+        told = functools.partial(self.model.drain, timeout)
+        self.both("drain", told, lambda: handle.jobserver.drain(timeout))
+
     @rule()
     @precondition(lambda self: self.has_handles and self.model.submitted > 3)
     def forget_all_handles(self) -> None:
@@ -856,11 +862,16 @@ class Library(RuleBasedStateMachine):
             held.future.done()
         if deed == "submits":
             self._submit_from_callback(callback)
+        if deed == "drains":
+            self._any_handle().drain(0)
 
-    def _submit_from_callback(self, callback: Callback) -> None:
+    def _any_handle(self) -> Jobserver:
         if not self.has_handles:
             raise RuntimeError("the Jobserver is closed")  # as it would say
-        js = self.every_handle[0].jobserver
+        return self.every_handle[0].jobserver
+
+    def _submit_from_callback(self, callback: Callback) -> None:
+        js = self._any_handle()
         js = js.replace_workers() if callback.number % 2 else js
         future = js.submit(perform, args=(Script(), m.INNER), timeout=0)
         piece = self.model.inner.popleft()
@@ -1036,4 +1047,8 @@ def warned_of(warning: warnings.WarningMessage) -> m.Outcome:
     ):
         if found is not None:
             return warning.category.__name__, int(found[1])
-    return warning.category.__name__, text if "before it is done" not in text else "dropped"
+    found = re.search(r"Callbacks of (a|\d+) Futures? can no longer run", text)
+    lost = [f"callbacks of {found[1].replace('a', '1')}"] if found else []
+    if text.startswith("Dropping Future("):
+        return warning.category.__name__, "dropped", *lost
+    return (warning.category.__name__, *(lost or [text]))

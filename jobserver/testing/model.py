@@ -25,7 +25,7 @@ from .doubles import FIRST_PID, Fate, Huge, Place, Script
 Outcome = tuple[object, ...]
 
 Deed = Literal[
-    "notes", "raises", "claims", "interrupts", "registers", "elsewhere", "submits", "asks"
+    "notes", "raises", "claims", "interrupts", "registers", "elsewhere", "submits", "asks", "drains"
 ]
 DEEDS: Final[tuple[Deed, ...]] = get_args(Deed)
 
@@ -588,6 +588,9 @@ class Model:
             self._close()
             self._unshield()
         self.warned += [("RuntimeWarning", what[1]) for what in suppressed]
+        lost = sum(self._loses_callbacks(piece) for piece in self.tracked)
+        if lost:
+            self.warned.append(("ResourceWarning", f"callbacks of {lost}"))
 
     def forget(self) -> None:
         """The last handle is dropped."""
@@ -602,6 +605,15 @@ class Model:
         self.check_open()
         self.look()
         self._issue_due()
+
+    def drain(self, timeout: Optional[float]) -> None:
+        self.check_open()
+        deadline = self.deadline(timeout)
+        while self.wait_for(lambda: bool(self._due) or not self.tracked, deadline):
+            if not self._due:
+                return
+            self._issue_due()
+        raise Foretold("Blocked")
 
     # Submissions.
 
@@ -782,8 +794,12 @@ class Model:
 
     def drop(self, piece: Piece) -> None:
         piece.kept = False
-        if not piece.done:
-            self.warned.append(("ResourceWarning", "dropped"))
+        lost = ["callbacks of 1"] if self._loses_callbacks(piece) else []
+        if not piece.done or lost:
+            self.warned.append(("ResourceWarning", "dropped", *lost))
+
+    def _loses_callbacks(self, piece: Piece) -> bool:
+        return self.closed and not piece.kept and bool(piece.callbacks)
 
     def when_done(self, piece: Piece, callback: Callback) -> int:
         number = piece.registered
@@ -852,6 +868,8 @@ class Model:
             self.inner.append(self.submit(handle, [(Script(), INNER)], 1, 0))
         if deed == "asks" and piece.kept:
             self.done(piece, 0)
+        if deed == "drains":
+            self.drain(0)
 
 
 # What a callback submits, and through what.

@@ -136,6 +136,9 @@ def block() -> None:
         assert_type(js, Jobserver)
         assert_type(js(never), Future[NoReturn])
         js.reclaim_resources()
+        js.drain()
+        js.drain(timeout=1.5)
+        js.drain("1")  # type: ignore[arg-type]
 
 
 def run(js: Jobserver) -> None:

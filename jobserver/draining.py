@@ -1,0 +1,44 @@
+"""`Jobserver.drain`, and what is said of callbacks that cannot run any more."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from .callbacks import is_calling, issue_due
+from .engine import Engine
+from .errors import Blocked
+from .run import Group
+
+
+def drain(engine: Engine, group: Group, deadline: Optional[float]) -> None:
+    """Wait until all work of a group is done and its callbacks have run. Blocked at the deadline.
+
+    Callbacks can run on other threads, too: those that observed the end of their Future first.
+    They are waited for. Within a callback, only work is waited for: the callbacks that become due
+    run when that one has returned, and waiting for those of another thread could be mutual.
+    """
+
+    def ready() -> bool:
+        if group.due:
+            return True
+        return not group.tracked and (is_calling() or not group.observed)
+
+    notify = engine.notify
+    group.drains.append(notify)
+    try:
+        while engine.wait(ready, deadline):
+            if not group.due:
+                return
+            issue_due(group)
+    finally:
+        group.drains.remove(notify)
+    raise Blocked
+
+
+def lost_callbacks(futures: int) -> str:
+    """A sentence about Futures whose callbacks cannot run any more."""
+    whose = "a Future" if futures == 1 else f"{futures} Futures"
+    return (
+        f"Callbacks of {whose} can no longer run, as the Jobserver is closed: call its drain() "
+        "before the end of the `with` block, or keep each Future and wait for it"
+    )
