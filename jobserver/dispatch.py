@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Generator
 from typing import Any, Final, Optional, Union
 
@@ -70,6 +70,8 @@ class Dispatch(Group):
         self._changed = False
         self._waits: dict[object, Union[Wait, AwaitedEvent]] = {}
         self._futures: dict[Run, AwaitedFuture[object]] = {}
+        # Work that had a slot as soon as it was submitted, to be launched on it.
+        self._begun: deque[tuple[AwaitedFuture[object], Work, Slot]] = deque()
         self._in_hand: Optional[AwaitedFuture[object]] = None  # being launched
         self._held: list[Slot] = []
         self._inherits = False  # what comes free is used at once, for nothing else is done
@@ -90,11 +92,27 @@ class Dispatch(Group):
             if self._thread is None:
                 self._start()
         future = work.follow(self) if isinstance(work, Series) else AwaitedFuture[object](self)
-        with self.resources.engine.lock:
+        with self.resources.engine.step:
             self._check_usable()
             self.pending[future] = work
+            self._begin_at_once()
         self._tell()
         return future
+
+    def _begin_at_once(self) -> None:
+        """If there is a slot for what was just submitted, it begins: it is pending no more."""
+        slots = self.resources.engine.slots
+        in_use = len(self.tracked) + len(self._begun)
+        if len(self.pending) > 1 or self._settings.sleep is not None or in_use == slots.count:
+            return
+        # What keeps it from taking one, if anything does, the thread finds as well, and tells.
+        with contextlib.suppress(OSError):
+            slot = slots.take()
+            if slot is not None:
+                slot.tenure = self.resources.engine.clock() + _TENURE
+                future, work = self._take_oldest()
+                future.set_running_or_notify_cancel()
+                self._begun.append((future, work, slot))
 
     def prune(self, future: AwaitedFuture[Any]) -> None:
         """Forget pending work that was cancelled, and tell those who wait for it."""
@@ -206,7 +224,7 @@ class Dispatch(Group):
             self._settle_due()
             # Not before: what could not be launched leaves nothing behind that would tell.
             with engine.lock:
-                if self.closing and not (self.pending or self.tracked or self.due):
+                if self.closing and not (self.pending or self._begun or self.tracked or self.due):
                     break
             paused = engine.clock() < self._pause
             until = self._pause if paused and self.pending else None
@@ -270,8 +288,13 @@ class Dispatch(Group):
         return bool(self._held)
 
     def _launch_pending(self) -> None:
-        """Launch the oldest pending work, as much as there are slots; fail what cannot be."""
+        """Launch work that has a slot, the oldest first; fail what cannot be launched."""
         engine = self.resources.engine
+        while self._begun:
+            with engine.lock:
+                self._in_hand, work, slot = self._begun.popleft()
+                self._held.append(slot)
+            self._launch(self._in_hand, work)
         while engine.clock() >= self._pause:
             with engine.lock:
                 if not (self.pending and (self._held or self._ready(False)) and self._held):
@@ -373,7 +396,9 @@ class Dispatch(Group):
         """No more work can be run: fail what has not begun, and refuse what comes."""
         with self.resources.engine.lock:
             broken = self.broken = self.broken or Breakage(cause, text)
-            futures = list(self.pending)
+            futures = [future for future, _, _ in self._begun] + list(self.pending)
+            self._held += [slot for _, _, slot in self._begun]
+            self._begun.clear()
             self.pending.clear()
         if self._in_hand is not None:
             futures.append(self._in_hand)

@@ -341,3 +341,38 @@ def test_a_child_of_the_program_can_neither_use_nor_disturb_it(tmp_path: Path) -
         gate.open()
         assert running.result(PATIENCE) == "running"
         assert pending.result(PATIENCE) == "pending"
+
+
+@pytest.mark.parametrize("face", ["owning", "sharing", "sharing reused workers"])
+def test_what_has_a_slot_when_it_is_submitted_begins(
+    method: str, face: str, tmp_path: Path
+) -> None:
+    """So a shutdown that cancels, at once, leaves it, as ProcessPoolExecutor does."""
+    context = context_of(method)
+    peer = concurrent.futures.ProcessPoolExecutor(2, context)
+    log = str(tmp_path / "log")
+    with Jobserver(context, 2) as js:
+        executor = {
+            "owning": lambda: JobserverExecutor(2, context),
+            "sharing": lambda: JobserverExecutor(js),
+            "sharing reused workers": lambda: JobserverExecutor(js.replace_workers()),
+        }[face]()
+        done = []
+        for pool in (peer, executor):
+            futures = [pool.submit(work.append, log, f"{number}\n") for number in range(50)]
+            pool.shutdown(cancel_futures=True)
+            done.append([n for n, future in enumerate(futures) if not future.cancelled()])
+            assert sorted(map(int, Path(log).read_text().split())) == done[-1]
+            Path(log).unlink()
+    expected, ours = done
+    # Its thread starts one of them after the other, ours has both at once.
+    assert expected[:1] == [0]
+    assert ours[:2] == [0, 1]
+
+
+def test_the_first_chunk_of_a_map_begins_when_it_is_submitted(method: str, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    executor = JobserverExecutor(2, context_of(method))
+    executor.map(work.append, [log] * 100, [f"{n}\n" for n in range(100)], chunksize="auto")
+    executor.shutdown(cancel_futures=True)
+    assert Path(log).read_text().startswith("0\n")
