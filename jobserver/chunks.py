@@ -35,10 +35,10 @@ _AT_THE_END: Final = 4
 
 def check_chunksize(value: object) -> Chunksize:
     """As `Jobserver.map` has it: TypeError and ValueError for what is no chunksize."""
-    if value == "auto":
-        return "auto"
     if isinstance(value, str):
-        raise ValueError(f'chunksize must be an int >= 1 or "auto", not {value!r}')  # noqa: TRY004
+        if value == "auto":
+            return "auto"
+        raise ValueError(f'chunksize must be an int >= 1 or "auto", not {value!r}')
     return check_positive("chunksize", value)
 
 

@@ -27,6 +27,7 @@ class CallbackRaised(Exception):
     """
 
     def __init__(self, seqno: int) -> None:
+        _check_seqno(seqno)
         super().__init__(seqno)  # args rebuild the exception when it is unpickled
         self.seqno = seqno
 
@@ -76,6 +77,11 @@ class LostResult(Exception):
         if self.exitcode >= 0:
             return f"{who} exited with status {self.exitcode} without giving a result"
         return f"{who} was killed by {_signal_name(-self.exitcode)}"
+
+
+def _check_seqno(seqno: object) -> None:
+    if isinstance(seqno, bool) or not isinstance(seqno, int):
+        raise TypeError(f"seqno must be an int, not {seqno!r} of type {type(seqno).__qualname__}")
 
 
 def _signal_name(signum: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import math
+import operator
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,8 @@ from .dispatch import Dispatch
 from .parcels import Initializer
 from .series import Series
 from .server import Jobserver, share
-from .settings import Reuse
+from .settings import Reuse, as_int
+from .slots import LIMIT
 from .worker import run_chunk
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ class JobserverExecutor(concurrent.futures.Executor):
             # They stay until the shutdown, as those of a ProcessPoolExecutor do.
             settings = attrs.evolve(settings, reuse=Reuse(None, math.inf))
         if max_tasks_per_child is not None:
-            settings = settings.limit_tasks(max_tasks_per_child)
+            settings = settings.limit_tasks(operator.index(max_tasks_per_child))
         if initializer is not None:
             initialize = Initializer(initializer, tuple(initargs), settings.preexec)
             settings = attrs.evolve(settings, preexec=initialize)
@@ -120,6 +122,8 @@ class JobserverExecutor(concurrent.futures.Executor):
             chunksize = check_chunksize(chunksize)
         elif chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        else:
+            chunksize = operator.index(chunksize)
         _check_buffersize(buffersize)
         deadline = None if timeout is None else time.monotonic() + timeout
         futures, submitted = (
@@ -201,23 +205,28 @@ class JobserverExecutor(concurrent.futures.Executor):
 
 
 def _own(context: Union[BaseContext, str, None], max_workers: object) -> Jobserver:
-    if max_workers is not None and not isinstance(max_workers, int):
+    if max_workers is None:
+        return Jobserver(context)
+    count = as_int(max_workers)
+    if count is None:
         raise TypeError(
             f"expected a Jobserver or a number of workers, not {max_workers!r} "
             f"of type {type(max_workers).__qualname__}"
         )
-    if max_workers is not None and max_workers <= 0:
+    if count <= 0:
         raise ValueError("max_workers must be greater than 0")
-    return Jobserver(context, max_workers)
+    # ProcessPoolExecutor has no such limit.
+    return Jobserver(context, min(count, LIMIT))
 
 
 def _check_options(initializer: object, max_tasks_per_child: object, context: BaseContext) -> None:
     if initializer is not None and not callable(initializer):
         raise TypeError("initializer must be a callable")
     if max_tasks_per_child is not None:
-        if not isinstance(max_tasks_per_child, int):
+        count = as_int(max_tasks_per_child)
+        if count is None:
             raise TypeError("max_tasks_per_child must be an integer")
-        if max_tasks_per_child <= 0:
+        if count <= 0:
             raise ValueError("max_tasks_per_child must be >= 1")
         if context.get_start_method() == "fork":
             raise ValueError(
@@ -229,9 +238,10 @@ def _check_options(initializer: object, max_tasks_per_child: object, context: Ba
 def _check_buffersize(buffersize: object) -> None:
     if buffersize is None:
         return
-    if isinstance(buffersize, bool) or not isinstance(buffersize, int):
+    count = as_int(buffersize)
+    if count is None:
         raise TypeError("buffersize must be an integer or None")
-    if buffersize < 1:
+    if count < 1:
         raise ValueError("buffersize must be None or > 0")
 
 

@@ -35,7 +35,7 @@ Call = tuple[tuple[object, ...], dict[str, object]]
 def calls_of(argses: object, kwargses: object, *, lazily: bool) -> Iterator[Call]:
     """The calls of a map, checked one by one; all of them now, unless `lazily`."""
     if argses is None and kwargses is None:
-        raise TypeError("map needs argses, kwargses or both")
+        return iter(())
     for name, whole in (("argses", argses), ("kwargses", kwargses)):
         if whole is not None and not _is_sequence(whole):
             raise TypeError(

@@ -428,7 +428,8 @@ class Resources:
         with self.engine.lock:  # lest another thread close them meanwhile
             recovered = self.engine.slots.recovered
         further = f", recovered={recovered}" if recovered else ""
-        return f"Jobserver({method!r}, tracked={len(self.group.tracked)}{further})"
+        slots, tracked = self.engine.slots.count, len(self.group.tracked)
+        return f"Jobserver({method!r}, tracked={tracked}, slots={slots}{further})"
 
     def __del__(self) -> None:
         if getattr(self, "closed", True) or sys.is_finalizing():

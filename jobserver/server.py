@@ -154,10 +154,10 @@ class Jobserver:
         another process. Nothing was submitted then, and the slot is free.
         """
         work = _check_work(fn, args, kwargs)
-        _check_consume(consume)
+        count = _check_consume(consume)
         seconds = s.check_timeout(timeout)
         resources = self._resources
-        run = resources.submit(self._settings, work, consume, resources.engine.deadline(seconds))
+        run = resources.submit(self._settings, work, count, resources.engine.deadline(seconds))
         return Future(resources.engine, run)
 
     def __call__(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -451,15 +451,12 @@ def _context(context: object) -> BaseContext:
 
 
 def _check_slots(slots: object) -> int:
-    if isinstance(slots, bool) or not isinstance(slots, int):
-        raise TypeError(f"slots must be an int or None, not {slots!r}")
-    if slots < 1:
-        raise ValueError(f"slots must be at least 1, not {slots!r}")
-    if slots > LIMIT:
+    count = s.check_positive("slots", slots, " or None")
+    if count > LIMIT:
         raise ValueError(
             f"slots must be at most {LIMIT} (select.PIPE_BUF: a pipe holds them), not {slots!r}"
         )
-    return slots
+    return count
 
 
 _warned = False
@@ -517,6 +514,8 @@ def _check_work(
     return fn, tuple(cast("Iterable[object]", args)), dict(cast("Mapping[str, object]", kwargs))
 
 
-def _check_consume(consume: object) -> None:
-    if isinstance(consume, bool) or not isinstance(consume, int) or consume not in (0, 1):
+def _check_consume(consume: object) -> int:
+    count = s.as_int(consume)
+    if count not in (0, 1):
         raise ValueError(f"consume must be 0 or 1, not {consume!r}")
+    return count

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import os
 from collections.abc import Iterable, Mapping
-from typing import Callable, Optional, Union, cast
+from typing import Callable, Optional, SupportsFloat, SupportsIndex, Union, cast
 
 import attrs
 
@@ -72,12 +73,13 @@ class Settings:
 def _check_delay(answer: object) -> Optional[float]:
     if answer is None:
         return None
-    if isinstance(answer, bool) or not isinstance(answer, (int, float)) or not answer >= 0:
+    seconds = _seconds(answer)
+    if seconds is None or not (0 <= seconds < math.inf):
         raise ValueError(
-            "the function given to replace_sleep must return None or a number of seconds "
+            "the function given to replace_sleep must return None or a finite number of seconds "
             f">= 0, not {answer!r}"
         )
-    return float(answer)
+    return seconds
 
 
 def check_timeout(timeout: object) -> Optional[float]:
@@ -89,27 +91,56 @@ def check_timeout(timeout: object) -> Optional[float]:
 
 def check_seconds(name: str, value: object, others: str = "", hint: str = "") -> float:
     """A number of seconds as a float; anything unfit raises and names the argument."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    seconds = _seconds(value)
+    if seconds is None:
         raise TypeError(
             f"{name} must be {others}a number of seconds, not {value!r} "
             f"of type {type(value).__qualname__}"
         )
-    try:
-        seconds = float(value)
-    except OverflowError:
-        seconds = math.inf
     if not (0 <= seconds < math.inf):
         raise ValueError(f"{name} must be finite and >= 0 seconds{hint}, not {value!r}")
     return seconds
 
 
-def check_positive(name: str, value: object) -> int:
-    """An int of at least 1; anything unfit raises and names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    if value < 1:
+def check_positive(name: str, value: object, others: str = "") -> int:
+    """A count of at least 1 as an int; anything unfit raises and names the argument."""
+    count = as_int(value)
+    if count is None:
+        raise TypeError(
+            f"{name} must be an int{others}, not {value!r} of type {type(value).__qualname__}"
+        )
+    if count < 1:
         raise ValueError(f"{name} must be at least 1, not {value!r}")
-    return value
+    return count
+
+
+def as_int(value: object) -> Optional[int]:
+    """What counts, such as an int of NumPy's, as an int; None for anything else, bool included."""
+    if _is_bool(value):
+        return None
+    try:
+        return operator.index(cast("SupportsIndex", value))
+    except TypeError:
+        return None
+
+
+def _seconds(value: object) -> Optional[float]:
+    """What measures, such as a Decimal, as a float; None for anything else, bool included."""
+    if _is_bool(value) or isinstance(value, (str, bytes, bytearray)):
+        return None  # texts of numbers, of which `float` makes numbers
+    try:
+        return float(cast("SupportsFloat", value))
+    except TypeError:
+        return None
+    except OverflowError:
+        return math.inf
+    except ValueError:  # a signalling NaN
+        return math.nan
+
+
+def _is_bool(value: object) -> bool:
+    # NumPy's is no subclass, and is not to be imported to find out.
+    return isinstance(value, bool) or type(value).__name__ == "bool_"
 
 
 def _pairs(revision: object) -> Iterable[tuple[str, Optional[str]]]:

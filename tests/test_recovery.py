@@ -36,7 +36,7 @@ def test_what_a_killed_worker_held_comes_free(method: str, tmp_path: Path) -> No
     census = Census(tmp_path / "census", SLOTS)
     marks = marks_in(tmp_path, SLOTS)
     with Gate(tmp_path) as gate, Jobserver(method, SLOTS) as js:
-        assert repr(js) == f"Jobserver({method!r}, tracked=0)"
+        assert repr(js) == f"Jobserver({method!r}, tracked=0, slots={SLOTS})"
         future = js.submit(wreckage.hold_beside, args=(js, census, marks, gate.path))
         await_file(marks[0])
         assert future.wait(PATIENCE, signal=signal.SIGKILL)
@@ -194,8 +194,8 @@ def test_it_is_told_at_debug_level(tmp_path: Path, caplog: pytest.LogCaptureFixt
         kill(pid_in(marks[1]))
         await_state(pid_in(marks[1]), "Z")
         check_slots(js, 2, tmp_path / "slots")
-        assert repr(js) == "Jobserver('fork', tracked=0, recovered=1)"
-    assert repr(js) == "Jobserver('fork', tracked=0, recovered=1)"
+        assert repr(js) == "Jobserver('fork', tracked=0, slots=2, recovered=1)"
+    assert repr(js) == "Jobserver('fork', tracked=0, slots=2, recovered=1)"
     told = [record.getMessage() for record in caplog.records if record.name == "jobserver"]
     assert len(told) == 2
     assert all(re.search(r"\b1\b.* recovered", text) for text in told)
