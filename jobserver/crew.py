@@ -282,6 +282,7 @@ class Turn:
     def __init__(self, crew: Crew, request: _Request, reuse: Reuse, slot: Optional[Slot]) -> None:
         self.member: _Member
         self.answered = False  # and the worker stays
+        self.stillborn = False  # its last worker has ended before it began anything
         self._crew = crew
         self._request = request
         self._reuse = reuse
@@ -322,7 +323,8 @@ class Turn:
 
     def is_unbegun(self) -> bool:
         """Whether the work can be given to another worker, now that this one has closed."""
-        return self._may_be_repeated and not self._signals and not self.member.has_begun()
+        self.stillborn = not self.member.has_begun()
+        return self._may_be_repeated and not self._signals and self.stillborn
 
     def repeat(self) -> None:
         """Give the work to another worker; if that cannot be, it is lost with this one."""

@@ -70,12 +70,12 @@ class Dispatch(Group):
         self._changed = False
         self._waits: dict[object, Union[Wait, AwaitedEvent]] = {}
         self._futures: dict[Run, AwaitedFuture[object]] = {}
-        # Work that had a slot as soon as it was submitted, to be launched on it.
         self._begun: deque[tuple[AwaitedFuture[object], Work, Slot]] = deque()
         self._in_hand: Optional[AwaitedFuture[object]] = None  # being launched
         self._held: list[Slot] = []
         self._inherits = False  # what comes free is used at once, for nothing else is done
         self._lent: Optional[Run] = None
+        self._served = False  # some work has returned, so workers can be started
         self._short: Optional[OSError] = None  # why no slot could be taken
         self._pause = 0.0  # the gate is not to be asked before
         self._admitted = False  # by the gate: the next that is launched
@@ -105,8 +105,7 @@ class Dispatch(Group):
         in_use = len(self.tracked) + len(self._begun)
         if len(self.pending) > 1 or self._settings.sleep is not None or in_use == slots.count:
             return
-        # What keeps it from taking one, if anything does, the thread finds as well, and tells.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the thread finds the reason as well, and tells
             slot = slots.take()
             if slot is not None:
                 slot.tenure = self.resources.engine.clock() + _TENURE
@@ -383,11 +382,14 @@ class Dispatch(Group):
         except LostResult as lost:
             # When it has answered, the work has lost a result of its own.
             failure = lost if run.answered else lost_worker(lost)
+            if finishing.is_stillborn(run.worker, lost) and not self._served:
+                failure = self._break(lost, finishing.STILLBORN).error()
         except worker.InitializerFailed as error:
             failure = self._break(error, str(error)).error()
         except BaseException as error:
             failure = error
         else:
+            self._served = True
             finish(future.set_result, value)
             return
         fail(future, failure)
@@ -413,8 +415,7 @@ class Dispatch(Group):
         broken = self._break(error, f"the executor's thread has failed: {described(error)}")
         for future in list(self._futures.values()):
             broken.fail(future)
-        exc_info = type(error), error, trace
-        logger.error("executor %x: %s", id(self), broken.text, exc_info=exc_info)
+        logger.error("executor %x: %s", id(self), broken.text, exc_info=(type(error), error, trace))
         try:
             self._end_workers()
         finally:

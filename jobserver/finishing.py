@@ -62,6 +62,20 @@ def described(error: BaseException) -> str:
         return type(error).__qualname__
 
 
+# Workers that are started afresh import the main module of the program.
+STILLBORN = (
+    "the executor's workers end before they begin anything. A worker under spawn and "
+    "forkserver imports the main module: protect what it runs with 'if __name__ == \"__main__\":'. "
+    "A program from stdin, from -c or from the REPL cannot be imported. The worker's own message "
+    "is on stderr"
+)
+
+
+def is_stillborn(worker: object, lost: LostResult) -> bool:
+    """Whether a worker, and the one before it, ended by themselves before the work began."""
+    return getattr(worker, "stillborn", False) and (lost.exitcode or 0) > 0
+
+
 def fail(future: Future[Any], error: BaseException) -> None:
     """Finish a Future with an exception, without the traceback, whose frames keep much alive."""
     clear_traceback(error)

@@ -261,3 +261,39 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 print(executor.submit(add, 5, 6).result())
 """
     assert run(tmp_path, "fork", body) == (0, "3\n7\n0\n11\n", "")
+
+
+UNGUARDED = """
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from jobserver import JobserverExecutor
+
+method, which = sys.argv[1:]
+make = ProcessPoolExecutor if which == "peer" else JobserverExecutor
+pool = make(2, get_context(method))
+futures = [pool.submit(abs, -number) for number in range(20)]
+for again in futures:
+    print(type(again.exception()).__name__, again.exception())
+try:
+    pool.submit(abs, 1)
+except Exception as error:
+    print("refused", type(error).__name__)
+pool.shutdown()
+"""
+
+
+@pytest.mark.parametrize("afresh", ["spawn", "forkserver"])
+def test_a_program_without_a_guard_does_not_storm(afresh: str, tmp_path: Path) -> None:
+    """Workers that end before they begin anything break the executor, as its peer breaks."""
+    ours = run_script(tmp_path, UNGUARDED, afresh, "ours")
+    lines = ours.stdout.splitlines()
+    assert len(lines) == 21
+    for line in lines[:-1]:
+        assert line.startswith("BrokenProcessPool the executor's workers end before they begin")
+        assert 'if __name__ == "__main__":' in line
+    assert lines[-1] == "refused BrokenProcessPool"
+    peer = run_script(tmp_path, UNGUARDED, afresh, "peer")
+    assert peer.stdout.splitlines()[-1] == "refused BrokenProcessPool"
+    # Two workers fail for each of the two calls that begin, and a few more were on their way.
+    assert ours.stderr.count("Traceback") <= 10
