@@ -15,23 +15,20 @@ import functools
 import logging
 import os
 import signal
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Generator
 from typing import Any, Final, Optional, Union
 
-import attrs
-
-from . import finishing, program, worker
+from . import finishing, pauses, worker
 from .awaiting import AwaitedEvent, AwaitedFuture, Wait
-from .crew import Crew
 from .errors import LostResult
 from .finishing import Breakage, described, fail, finish, lost_worker
-from .forker import Forker, ForkerLost, await_kernel
+from .forker import ForkerLost
 from .future import outcome_of
-from .launch import ContextLauncher
 from .lifecycle import State
+from .origin import Origin
 from .parcels import NotPicklable, pickling_error
+from .pauses import Routine
 from .protocols import Slot, Work
 from .resources import Resources
 from .run import Group, Run
@@ -59,14 +56,12 @@ class Dispatch(Group):
         self.pending: OrderedDict[AwaitedFuture[object], Union[Work, Series]] = OrderedDict()
         self.closing: bool = False
         self.broken: Optional[Breakage] = None  # why no more work can be run
-        self.pid: int = os.getpid()
-        self._settings = settings
-        self._owned = owned
-        # Its own: nobody else's work is to come after its initializer.
-        self._crew = Crew(resources.engine, resources.crew.launcher)
-        self._forker: Optional[Forker] = None
-        self._thread: Optional[threading.Thread] = None
-        self._start_lock = threading.Lock()
+        self.pid: Optional[int] = None  # the process that uses it, once one does
+        self.settings: Settings = settings
+        self.owned: Final = owned
+        self.made_in: Final = os.getpid()
+        self._origin: Optional[Origin] = None
+        self._routine: Optional[Routine] = None  # what runs in the thread
         self._changed = False
         self._waits: dict[object, Union[Wait, AwaitedEvent]] = {}
         self._futures: dict[Run, AwaitedFuture[object]] = {}
@@ -83,27 +78,30 @@ class Dispatch(Group):
 
     def submit(self, work: Union[Work, Series]) -> AwaitedFuture[object]:
         """Queue work. RuntimeError after `close`, BrokenProcessPool when broken."""
-        if self.pid != os.getpid():
-            raise RuntimeError(
-                f"this executor belongs to process {self.pid}, of which this process is a fork"
-            )
-        with self._start_lock:
-            self._check_usable()
-            if self._thread is None:
-                self._start()
-        future = work.follow(self) if isinstance(work, Series) else AwaitedFuture[object](self)
-        with self.resources.engine.step:
-            self._check_usable()
-            self.pending[future] = work
-            self._begin_at_once()
-        self._tell()
+        routine: Optional[Routine] = None
+        try:
+            with self.resources.engine.step:
+                self._check_usable()
+                if self._routine is None:
+                    routine = self._routine = Routine(self)
+                    self.pid = os.getpid()
+                # Not before the start: others need not wait for it, and it may need them to end.
+                future = self._queue(work)
+                self._begin_at_once()
+            if routine is not None:
+                self._start(routine)
+        except BaseException as error:
+            if routine is not None and not routine.started:
+                self._undo_start(routine, error)
+            raise
+        self.tell()
         return future
 
     def _begin_at_once(self) -> None:
         """If there is a slot for what was just submitted, it begins: it is pending no more."""
         slots = self.resources.engine.slots
         in_use = len(self.tracked) + len(self._begun)
-        if len(self.pending) > 1 or self._settings.sleep is not None or in_use == slots.count:
+        if len(self.pending) > 1 or self.settings.sleep is not None or in_use == slots.count:
             return
         with contextlib.suppress(OSError):  # the thread finds the reason as well, and tells
             slot = slots.take()
@@ -119,7 +117,7 @@ class Dispatch(Group):
             pruned = self.pending.pop(future, None)
         if pruned is not None:
             future.set_running_or_notify_cancel()
-            self._tell()
+            self.tell()
 
     @contextlib.contextmanager
     def awaited(self, wait: Union[Wait, AwaitedEvent]) -> Generator[None, None, None]:
@@ -132,7 +130,7 @@ class Dispatch(Group):
         with self.resources.engine.lock:
             self._waits[key] = wait
         try:
-            self._tell()
+            self.tell()
             yield
         finally:
             with self.resources.engine.lock:
@@ -140,30 +138,36 @@ class Dispatch(Group):
 
     def close(self, *, cancel: bool = False) -> None:
         """Accept nothing more; let the thread end when all is done. Idempotent."""
-        if self.pid != os.getpid():
+        if not self.is_usable_here():
             return
         with self.resources.engine.lock:
+            unused = self._routine is None
             cancelled = list(self.pending) if cancel else []
             first = not self.closing
             self.closing = True
         for future in cancelled:
             future.cancel()
-        with self._start_lock:
-            never_started = self._thread is None
-        if never_started and first:
+        if unused and first:
             self._end()
-        self._tell()
+        self.tell()
 
     def join(self) -> None:
         """Wait until the thread has ended; that is waiting for its work."""
-        thread = self._thread
-        if thread is None or self.pid != os.getpid() or thread is threading.current_thread():
+        routine = self._routine
+        if routine is None or not self.is_usable_here() or routine.is_current():
             return
         with self.awaited(Wait()):
-            thread.join()
-        await_kernel(thread)
+            routine.join()
+
+    def is_usable_here(self) -> bool:
+        """Whether no other process, of which this one is a fork, has used it."""
+        return self.pid in (None, os.getpid())
 
     def _check_usable(self) -> None:
+        if not self.is_usable_here():
+            raise RuntimeError(
+                f"this executor belongs to process {self.pid}, of which this process is a fork"
+            )
         if self.broken is not None:
             raise self.broken.error()
         if finishing.exiting:
@@ -172,31 +176,41 @@ class Dispatch(Group):
             raise RuntimeError("cannot schedule new futures after shutdown")
         self.resources.check_open()
 
-    def _start(self) -> None:
+    def _queue(self, work: Union[Work, Series]) -> AwaitedFuture[object]:
+        future = work.follow(self) if isinstance(work, Series) else AwaitedFuture[object](self)
+        self.pending[future] = work
+        return future
+
+    def _start(self, routine: Routine) -> None:
         """Start the thread; under fork, first what forks in its stead."""
-        self.resources.engine.prepare_to_notify()
-        context = self.resources.context
-        if context.get_start_method() != "fork":
-            # The thread may start a worker when the main script has ended.
-            self._crew = Crew(self.resources.engine, ContextLauncher(context, program.current()))
-        # The one of an earlier try, if the thread could not be started then.
-        elif self._forker is None:
-            preexec = self._settings.preexec
-            self._forker = Forker.carrying(preexec)
-            self._crew = Crew(self.resources.engine, self._forker)
-            if preexec is not None and self._forker.carried is preexec:
-                self._settings = attrs.evolve(self._settings, preexec=worker.Carried())
-        self._thread = threading.Thread(target=self._work, name="JobserverExecutor")
+        resources = self.resources
+        resources.engine.prepare_to_notify()
+        self._origin = Origin(resources.engine, resources.context, self.settings)
         finishing.at_exit(self)
-        try:
-            self._thread.start()
-        except BaseException:
-            self._thread = None
-            finishing.not_at_exit(self)
-            raise
+        routine.start()
         logger.debug("executor %x: started", id(self))
 
-    def _tell(self) -> None:
+    def _undo_start(self, routine: Routine, error: BaseException) -> None:
+        """Be as unused as before; what others have submitted meanwhile fails."""
+        finishing.not_at_exit(self)
+        with self.resources.engine.lock:
+            futures = [*self.pending, *(future for future, _, _ in self._begun)]
+            self._held.extend(slot for _, _, slot in self._begun)
+            self.pending.clear()
+            self._begun.clear()
+            self._routine = self.pid = None
+            closing = self.closing
+            origin, self._origin = self._origin, None
+        self.resources.put_back(self._held)
+        routine.abandon()
+        if origin is not None:
+            origin.close()
+        for future in futures:
+            Breakage(error, f"the executor could not be started: {described(error)}").fail(future)
+        if closing:
+            self._end()
+
+    def tell(self) -> None:
         """Have the thread look at what has changed."""
         # Once told, it looks at everything after it has set this back.
         if not self._changed:
@@ -205,16 +219,19 @@ class Dispatch(Group):
 
     # What follows runs in the thread.
 
-    def _work(self) -> None:
+    def work(self) -> bool:
+        """Whether everything is over; otherwise there is a pause."""
         try:
-            self._run_until_closed()
+            over = self._run_until_closed()
         except BaseException as error:
             # Nobody else finishes the Futures.
-            self._fail(error)
-        else:
+            self.fail(error)
+            return True
+        if over:
             self._end()
+        return over
 
-    def _run_until_closed(self) -> None:
+    def _run_until_closed(self) -> bool:
         engine = self.resources.engine
         while True:
             self._changed = False
@@ -224,7 +241,9 @@ class Dispatch(Group):
             # Not before: what could not be launched leaves nothing behind that would tell.
             with engine.lock:
                 if self.closing and not (self.pending or self._begun or self.tracked or self.due):
-                    break
+                    return True
+            if pauses.is_wanted():
+                return False
             paused = engine.clock() < self._pause
             until = self._pause if paused and self.pending else None
             self._inherits = True
@@ -243,7 +262,7 @@ class Dispatch(Group):
         if (
             self._inherits
             and len(self._held) < len(self.pending)
-            and self._settings.sleep is None
+            and self.settings.sleep is None
             and slot.relief is None
             and self.resources.engine.clock() < slot.tenure
         ):
@@ -298,7 +317,7 @@ class Dispatch(Group):
             with engine.lock:
                 if not (self.pending and (self._held or self._ready(False)) and self._held):
                     break
-                asks = self._settings.sleep is not None and not self._admitted
+                asks = self.settings.sleep is not None and not self._admitted
                 oldest = None if asks else self._take_oldest()
                 self._in_hand = None if oldest is None else oldest[0]
             if oldest is None:
@@ -328,7 +347,7 @@ class Dispatch(Group):
     def _ask(self) -> None:
         """Ask the gate; its exception is that of the work for which it was asked."""
         try:
-            delay = self._settings.delay()
+            delay = self.settings.delay()
         except BaseException as error:
             self._fail_oldest(error)
             return
@@ -340,7 +359,9 @@ class Dispatch(Group):
         slot = self._held.pop()
         lent = self.resources.engine.slots.is_lent(slot)
         try:
-            run = self.resources.launch(self._crew, self, self._settings, work, slot)
+            assert self._origin is not None, "the thread runs"
+            crew, settings = self._origin.crew, self._origin.settings
+            run = self.resources.launch(crew, self, settings, work, slot)
         except ForkerLost as error:
             self._break(error, "the process that forks its workers has died")
         except NotPicklable as error:
@@ -409,7 +430,7 @@ class Dispatch(Group):
             broken.fail(future)
         return broken
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """The thread ends, of what nobody expected: leave no Future unfinished."""
         trace = error.__traceback__
         broken = self._break(error, f"the executor's thread has failed: {described(error)}")
@@ -442,9 +463,9 @@ class Dispatch(Group):
             steps.callback(logger.debug, "executor %x: ended", id(self))
             steps.callback(finishing.not_at_exit, self)
             steps.callback(self.resources.engine.release)
-            if self._owned:
+            if self.owned:
                 steps.callback(self.resources.close)
-            if self._forker is not None:
-                steps.callback(self._forker.close, self._thread)
-            steps.callback(self._crew.close)
-            self._settings = Settings()  # what the initializer was given is let go of as well
+            origin, self._origin = self._origin, None
+            if origin is not None:
+                steps.callback(origin.close)
+            self.settings = Settings()  # what the initializer was given is let go of as well

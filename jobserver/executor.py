@@ -6,6 +6,7 @@ import concurrent.futures
 import itertools
 import math
 import operator
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from .chunks import Chunksize, Growth, check_chunksize
 from .cpus import usable_cpus
 from .dispatch import Dispatch
 from .parcels import Initializer
+from .protocols import Work
 from .series import Series
 from .server import Jobserver, share
 from .settings import Reuse, as_int
@@ -99,7 +101,7 @@ class JobserverExecutor(concurrent.futures.Executor):
         What goes wrong later is on the Future: the pickling error for work that cannot be pickled,
         and any exception of the work, a BaseException too, with the worker's traceback as cause.
         """
-        future = self._dispatch.submit((fn, args, kwargs))
+        future = self._submit((fn, args, kwargs))
         # The result is what `fn` returns.
         return cast("concurrent.futures.Future[T]", future)
 
@@ -144,6 +146,26 @@ class JobserverExecutor(concurrent.futures.Executor):
         if wait:
             self._dispatch.join()
 
+    def _submit(self, work: Union[Work, Series]) -> AwaitedFuture[object]:
+        dispatch = self._dispatch
+        if dispatch.owned and dispatch.made_in != os.getpid() and dispatch.is_usable_here():
+            self._move_here(dispatch)
+        return self._dispatch.submit(work)
+
+    def _move_here(self, dispatch: Dispatch) -> None:
+        """Have slots of this process's own: it is a fork of the one in which they were made.
+
+        As each of several forks has workers of its own of one ProcessPoolExecutor.
+        """
+        with dispatch.resources.engine.lock:
+            if self._dispatch is not dispatch or dispatch.closing:
+                return
+            count = dispatch.resources.engine.slots.count
+            jobserver = Jobserver(dispatch.resources.context, count)
+            self._dispatch = Dispatch(share(jobserver)[0], dispatch.settings, owned=True)
+            self._jobserver = jobserver
+        dispatch.close()
+
     def _submit_groups(
         self,
         fn: Callable[..., object],
@@ -162,8 +184,8 @@ class JobserverExecutor(concurrent.futures.Executor):
         self, fn: Callable[..., object], group: list[tuple[object, ...]], chunksize: int
     ) -> AwaitedFuture[object]:
         if chunksize == 1:
-            return self._dispatch.submit((fn, group[0], {}))
-        return self._dispatch.submit((run_chunk, (fn, list(zip(*group)), None, True), {}))
+            return self._submit((fn, group[0], {}))
+        return self._submit((run_chunk, (fn, list(zip(*group)), None, True), {}))
 
     def _submit_growing(
         self,
@@ -178,11 +200,11 @@ class JobserverExecutor(concurrent.futures.Executor):
             columns = [list(iterables[0])] if len(iterables) == 1 else [*zip(*zip(*iterables))]
             series = Series(fn, columns, growth.size, growth.note)
             if series.goes_on():
-                self._dispatch.submit(series)
+                self._submit(series)
             return series.futures, iter(())
         calls = zip(*iterables)
         submitted = (
-            self._dispatch.submit(Series(fn, list(zip(*group)), _whole, growth.note))
+            self._submit(Series(fn, list(zip(*group)), _whole, growth.note))
             for group in iter(lambda: list(itertools.islice(calls, growth.size(None))), [])
         )
         return deque(itertools.islice(submitted, buffersize)), submitted

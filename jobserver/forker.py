@@ -11,9 +11,9 @@ answer to the executor's process directly. What passes here is three descriptors
             │  └────────── status pipe: pid, exit status ──────┘                  │
             └───────────────────── result channel: one frame ─────────────────────┘
 
-All executors of a process share one forker, for as long as there is one of them. What is to run
-before the work of the first comes in its memory; that of another executor goes along with the work,
-as a pickle. An executor for which that cannot be done has a forker of its own.
+Each executor has a forker of its own, as old as the first use of that executor: workers see the
+process as it was then. What is to run before the work comes in the forker's memory, so it need not
+be picklable.
 """
 
 from __future__ import annotations
@@ -27,15 +27,13 @@ import socket
 import struct
 import sys
 import threading
-import time
-from collections import deque
 from typing import Callable, Final, Optional
 
 from . import forks, serving, worker
 from .bootstrap import fork_into
 from .interrupts import shielded
 from .launch import Child, ContextLauncher, Served, Unknown
-from .parcels import Collector, file_of, is_picklable, pickled
+from .parcels import Collector, file_of, pickled
 from .protocols import Post, Servant, Task, Worker
 
 _NUMBER: Final = struct.Struct("q")
@@ -43,12 +41,6 @@ _NUMBER: Final = struct.Struct("q")
 # What the forker is asked for.
 _WORK: Final = b"w"
 _SERVE: Final = b"s"
-
-_lock = threading.Lock()
-_shared: Optional[Forker] = None
-# The last threads that had one, and were about to end.
-_leaving: deque[threading.Thread] = deque(maxlen=100)
-_PATIENCE: Final = 1.0  # seconds for their end; a fork that does not await it is warned of
 
 
 class ForkerLost(Exception):
@@ -59,13 +51,7 @@ class Forker:
     """The parent's side. Thread-safe."""
 
     def __init__(self, carried: Optional[Callable[[], object]]) -> None:
-        """Fork it now; `carried` is known to its workers without being pickled."""
-        self.carried = carried
-        self._users = 1
-        while _leaving:
-            thread = _leaving.pop()
-            thread.join(_PATIENCE)
-            await_kernel(thread)
+        """Fork it now, beside no thread of ours; `carried` is known to its workers unpickled."""
         self._lock = threading.Lock()
         ours, theirs = forks.socketpair()
         try:
@@ -101,14 +87,12 @@ class Forker:
                 try:
                     socket.send_fds(self._socket, [what], [reply, write, *others])
                 except ConnectionError as error:
-                    self._retire()
                     raise ForkerLost from error
             forks.close(write)
             write = -1
             pid = _read_number(read)
             if pid is None:
                 # It died after it had the work and before it told the pid. The work may run.
-                self._retire()
                 forks.close(read)
                 return Unknown()
             if pid < 0:
@@ -120,71 +104,11 @@ class Forker:
                 forks.close(write)
             raise
 
-    def close(self, thread: Optional[threading.Thread] = None) -> None:
-        """One user less; the last one ends it, once its workers have ended.
-
-        `thread` is the user's, which calls this just before its end.
-        """
-        global _shared
-        with shielded(), _lock:
-            if thread is not None:
-                _leaving.append(thread)
-            self._users -= 1
-            if self._users:
-                return
-            if _shared is self:
-                _shared = None
-            forks.close_socket(self._socket)
+    def close(self) -> None:
+        """End it, once its workers have ended."""
+        forks.close_socket(self._socket)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
-
-    def _retire(self) -> None:
-        """Have the next executor fork another one: this one has died."""
-        global _shared
-        with _lock:
-            if _shared is self:
-                _shared = None
-
-    @classmethod
-    def shared(cls, carry: Optional[Callable[[], object]]) -> Forker:
-        """This process's forker. If there is none, one is forked, which then carries `carry`."""
-        global _shared
-        with _lock:
-            if _shared is None:
-                _shared = cls(carry)
-            else:
-                _shared._users += 1
-            return _shared
-
-    @classmethod
-    def carrying(cls, carry: Optional[Callable[[], object]]) -> Forker:
-        """The shared one; or one that is not, for what can be neither inherited there nor pickled.
-
-        That one is forked beside the threads of other executors.
-        """
-        forker = cls.shared(carry)
-        suited = False
-        try:
-            suited = carry is None or forker.carried is carry or is_picklable(carry)
-        finally:
-            if not suited:
-                forker.close()
-        if suited:
-            return forker
-        with _lock:
-            return cls(carry)
-
-
-def await_kernel(thread: threading.Thread) -> None:
-    """Wait until the kernel, too, has no more of a thread that was joined.
-
-    `join` returns a moment earlier, mostly so before 3.13 and rarely since. Python warns of a fork
-    in that moment.
-    """
-    task = f"/proc/self/task/{thread.native_id}"
-    deadline = time.monotonic() + _PATIENCE
-    while os.path.exists(task) and time.monotonic() < deadline:
-        time.sleep(0)
 
 
 def _fork(theirs: socket.socket, carried: Optional[Callable[[], object]]) -> int:
@@ -274,14 +198,3 @@ def _read_number(fd: int) -> Optional[int]:
 def _write_number(fd: int, number: int) -> None:
     with contextlib.suppress(BrokenPipeError):  # the parent no longer wants to know
         os.write(fd, _NUMBER.pack(number))
-
-
-def _forget_in_child() -> None:
-    global _shared, _lock
-    _shared = None
-    _lock = threading.Lock()
-    _leaving.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)

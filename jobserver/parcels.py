@@ -100,16 +100,6 @@ def pickling_error(refusal: NotPicklable) -> BaseException:
     return error
 
 
-def is_picklable(value: object) -> bool:
-    """Whether it can go along with work."""
-    try:
-        with Collector():
-            _Parcel().dump(value)
-    except Exception:
-        return False
-    return True
-
-
 def file_of(content: pickles.Pickled) -> int:
     """A file without a name that has this content, private to this process."""
     return _file(content.buffers, content.stream)

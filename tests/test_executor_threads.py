@@ -123,19 +123,20 @@ with JobserverExecutor(1, context) as first:
 @warns
 def test_no_fork_beside_the_thread_of_an_executor_that_is_just_ending(tmp_path: Path) -> None:
     body = """
+from jobserver import pauses
 from jobserver.forker import Forker
 closed, wanted = threading.Event(), threading.Event()
-close, shared = Forker.close, Forker.shared
+close, alone = Forker.close, pauses.alone
 def close_and_linger(*args):
     close(*args)
     closed.set()
     wanted.wait()
-def share(carry):
+def want(do):
     wanted.set()
-    return shared(carry)
+    alone(do)
 first = JobserverExecutor(1, context)
 print(first.submit(add, 1, 2).result())
-Forker.close, Forker.shared = close_and_linger, share
+Forker.close, pauses.alone = close_and_linger, want
 first.shutdown(wait=False)
 closed.wait()
 with JobserverExecutor(1, context) as second:

@@ -241,13 +241,19 @@ def lose_the_forker(directory: str) -> None:
     """A program whose executor's forker is killed while a worker runs."""
     js = Jobserver("fork", 2)
     census = Census(Path(directory) / "census", 2)
+    forkers: list[int] = []
+    fork = vars(forker)["_fork"]
+
+    def fork_and_note(*args: object) -> int:
+        forkers.append(fork(*args))
+        return forkers[-1]
+
+    setattr(forker, "_fork", fork_and_note)  # noqa: B010 - for this program
     with Gate(Path(directory)) as gate, JobserverExecutor(js) as executor:
         mark = f"{directory}/mark"
         future = executor.submit(hold, census, mark, gate.path, 7)
         await_file(mark)
-        shared: Optional[forker.Forker] = vars(forker)["_shared"]
-        assert shared is not None
-        pid = shared.pid
+        [pid] = forkers
         await_blocked(pid)  # it has told of the first worker, which may be the faster one
         os.kill(pid, signal.SIGSTOP)
         # It gets this one's work, and dies before it has told anything of it.

@@ -41,7 +41,6 @@ FUNCTIONS: Final = (
     ("engine", "Engine.track"),
     ("forker", "Forker.hire"),
     ("forker", "Forker.launch"),
-    ("forker", "Forker.shared"),
     ("forker", "_read_number"),
     ("forker", "_serve"),
     ("forker", "_write_number"),
