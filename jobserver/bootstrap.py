@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -22,7 +21,7 @@ from multiprocessing import process as mp_process
 from multiprocessing import util
 from typing import Any, Callable, Final, NoReturn
 
-from .interrupts import SIGNALS
+from . import signals
 
 # What the standard library keeps for itself is not in typeshed.
 _context: Final[Any] = sys.modules["multiprocessing.context"]
@@ -66,24 +65,27 @@ def is_original(process: mp_process.BaseProcess) -> bool:
     return kind is _context.ForkProcess and kind._bootstrap.__module__ == mp_process.__name__
 
 
-def fork_into(child: Callable[[], int]) -> int:
+def fork_into(child: Callable[[], int], blocked: Iterable[int] = ()) -> int:
     """Fork a process that calls `child` and exits with the status it returns; its process id.
+
+    It starts with these signals blocked. No signal reaches it before `forks` has reset its
+    handlers, which are the parent's until then.
 
     It shares this process's resource tracker, as multiprocessing's do. From 3.14 on, another child
     starts a tracker of its own, which at the child's end removes the shared memory that the work
     has made for others.
 
     Nothing that is raised takes it back into the code of its parent: signals wait until it is in
-    `child`.
+    `child`. To be called within `forks.handing_over`.
     """
     _warn_of_threads()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    mask = signals.block()
     try:
         pid = _fork_with_tracker()
         if pid == 0:
-            _exit_with(child, mask)
+            _exit_with(child, blocked)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signals.set_mask(mask)
     return pid
 
 
@@ -100,11 +102,11 @@ def _fork_with_tracker() -> int:
         intent.preserve_fd = False
 
 
-def _exit_with(child: Callable[[], int], mask: Iterable[int]) -> NoReturn:
+def _exit_with(child: Callable[[], int], blocked: Iterable[int]) -> NoReturn:
     status = 1
     try:
         try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signals.set_mask(blocked)
             status = child()
         finally:
             os._exit(status)

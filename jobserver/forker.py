@@ -22,14 +22,13 @@ import contextlib
 import multiprocessing
 import os
 import selectors
-import signal
 import socket
 import struct
 import sys
 import threading
 from typing import Callable, Final, Optional
 
-from . import forks, serving, worker
+from . import forks, serving, signals, worker
 from .bootstrap import fork_into
 from .interrupts import shielded
 from .launch import Child, ContextLauncher, Served, Unknown
@@ -126,14 +125,11 @@ def _fork(theirs: socket.socket, carried: Optional[Callable[[], object]]) -> int
             return 1
         return 0
 
-    return fork_into(live)
+    return fork_into(live, signals.OF_HELPERS)
 
 
 def _serve(theirs: socket.socket) -> None:
     """The forker's loop: fork what is asked for, report what has ended, end with the parent."""
-    interrupt = signal.getsignal(signal.SIGINT)
-    # Ctrl-C reaches the whole process group. The workers' affair, and their parent's; not ours.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     launcher = ContextLauncher(multiprocessing.get_context("fork"))
     selector = selectors.DefaultSelector()
     forks.private(theirs.fileno())
@@ -142,7 +138,6 @@ def _serve(theirs: socket.socket) -> None:
 
     def work(what: bytes, reply: int, first: int, rest: list[int]) -> None:
         selector.close()
-        signal.signal(signal.SIGINT, interrupt)
         if what == _SERVE:
             serving.serve_inherited(reply, first, *rest)
             return

@@ -15,7 +15,7 @@ import threading
 import weakref
 from typing import Final, Protocol
 
-from . import worker
+from . import interrupts, signals, worker
 
 
 class ForkAware(Protocol):
@@ -159,7 +159,10 @@ def _in_parent() -> None:
 def _in_child() -> None:
     global behind
     opening.release()  # this thread acquired it before it forked
+    interrupts.forget_in_child()  # which restores handlers that may then be reset
     handed: frozenset[int] = getattr(_thread, "handed", frozenset())
+    if handed:
+        signals.reset_handlers()
     unwanted = _private - handed
     if handed and worker.answering is not None:
         # One of our own, which has its own channel. A process that the work forks by itself keeps

@@ -13,7 +13,6 @@ and setting it is one more system call. Python's own calls are repeated anyway (
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -102,14 +101,10 @@ def unshielded() -> bool:
     return _active is None and threading.get_ident() == _main_thread
 
 
-def _forget_in_child() -> None:
-    """A forked child starts with the program's own handlers, whoever forked."""
+def forget_in_child() -> None:
+    """Restore the program's own handlers in a forked child; `forks` calls this."""
     global _active, _main_thread
     _main_thread = threading.get_ident()
     active, _active = _active, None
     if active is not None:
         active.restore()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)

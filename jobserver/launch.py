@@ -19,7 +19,7 @@ from multiprocessing import reduction
 from multiprocessing.context import BaseContext, get_spawning_popen
 from typing import Any, Callable, Final, Optional, cast
 
-from . import bootstrap, forks, program, serving, worker
+from . import bootstrap, forks, program, serving, signals, worker
 from .parcels import file_of, pickled
 from .protocols import Post, Servant, Task, Worker
 
@@ -240,8 +240,12 @@ class ContextLauncher:
             self._forked = self._process(None, ())
         if HAS_PIDFD and bootstrap.is_original(self._forked):
             return Child(bootstrap.fork(self._forked, target, args), None)
-        process = self._process(target, args)
-        self._start(process)
+        process = self._process(worker.run_unblocked, (target, *args))
+        mask = signals.block()
+        try:
+            self._start(process)
+        finally:
+            signals.set_mask(mask)
         assert process.pid is not None, "a started process has a pid"
         return Child(process.pid, process)
 
@@ -251,7 +255,7 @@ class ContextLauncher:
         """Start a process of this context; leave nothing behind if that fails."""
         if program.is_told(self._context.Process):  # type: ignore[attr-defined]  # see below
             target, args = worker.run_prepared, (self._missing, target, *args)
-        process = self._process(target, args)
+        process = self._process(worker.run_unblocked, (target, *args))
         _check_descriptors()
         self._start(process)
         return process

@@ -9,7 +9,7 @@ import os
 import pickle
 import time
 
-from . import pickles, wire
+from . import pickles, signals, wire
 
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
@@ -137,6 +137,12 @@ def run_stored(
         close_received()
         received = others
     return fn(*args)
+
+
+def run_unblocked(target: Callable[..., object], *args: object) -> None:
+    """A worker that multiprocessing started with its parent's signal mask: first drop that."""
+    signals.unblock()
+    target(*args)
 
 
 def run_prepared(facts: Mapping[str, object], target: Callable[..., object], *args: object) -> None:

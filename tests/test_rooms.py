@@ -25,6 +25,7 @@ ROOMS = (
     "tracebacks",
     "pickles",
     "wire",
+    "signals",
     "worker",
     "serving",
     "protocols",
@@ -178,7 +179,7 @@ def test_imports_nothing_by_a_computed_name(room: str) -> None:
 def test_the_worker_imports_few_rooms_and_the_standard_library() -> None:
     # `memory` only for a large value: see the next test.
     rooms, others = imports_of("worker")
-    few = {"errors", "memory", "pickles", "tracebacks", "wire"}
+    few = {"errors", "memory", "pickles", "signals", "tracebacks", "wire"}
     assert rooms <= few
     for room in rooms:
         below, besides = imports_of(room)
@@ -200,7 +201,7 @@ def test_the_worker_imports_next_to_nothing() -> None:
     modules = imported_by("import jobserver.worker")
     assert {"jobserver", "jobserver.worker"} <= modules
     ours = {name for name in modules if name.partition(".")[0] == "jobserver"}
-    few = {"errors", "pickles", "tracebacks", "wire", "worker"}
+    few = {"errors", "pickles", "signals", "tracebacks", "wire", "worker"}
     assert ours <= {"jobserver", *("jobserver." + room for room in few)}
     dear = {"asyncio", "attr", "attrs", "concurrent.futures", "dataclasses", "inspect", "logging"}
     assert not modules & {*dear, "multiprocessing.pool", "subprocess", "tempfile", "typing"}

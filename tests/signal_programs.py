@@ -1,0 +1,107 @@
+"""Programs with signal handling of their own, and work that tells what a worker has of it."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import signal
+import time
+from types import FrameType
+from typing import Optional
+
+from jobserver import Jobserver, JobserverExecutor
+from tests.faces import face
+from tests.work import PATIENCE
+
+HANDLED = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD)
+
+
+def shout(signum: int, frame: Optional[FrameType]) -> None:
+    os.write(1, b"the program's handler ran in %d\n" % os.getpid())
+
+
+def look() -> tuple[dict[str, str], int, list[int], tuple[float, float]]:
+    """Handlers, wakeup descriptor, blocked signals and timer of this process."""
+    kinds = {
+        signal.SIG_DFL: "default",
+        signal.SIG_IGN: "ignored",
+        signal.default_int_handler: "interrupt",
+    }
+    signums = (*HANDLED, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE)
+    found = {each.name: kinds.get(signal.getsignal(each), "a handler") for each in signums}
+    blocked = sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    return found, signal.set_wakeup_fd(-1), blocked, signal.getitimer(signal.ITIMER_REAL)
+
+
+def start_as_new(name: str, method: str) -> None:
+    """A worker has nothing of the program's handlers, wakeup descriptor, mask and timer."""
+    ends = os.pipe()
+    os.set_blocking(ends[1], False)
+    signal.set_wakeup_fd(ends[1])
+    for signum in (*HANDLED, signal.SIGINT):
+        signal.signal(signum, shout)
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    faulthandler.register(signal.SIGHUP)
+    signal.setitimer(signal.ITIMER_REAL, 1000.0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2))
+    with face(name, method) as run:
+        found, wakeup, blocked, timer = run(look)
+    assert found == {
+        **dict.fromkeys(("SIGHUP", "SIGTERM", "SIGUSR1", "SIGCHLD"), "default"),
+        "SIGINT": "interrupt",
+        "SIGQUIT": "ignored",
+        "SIGPIPE": "ignored",
+    }, found
+    assert (wakeup, blocked, timer) == (-1, [], (0.0, 0.0))
+    # The program's own are as they were.
+    assert signal.getsignal(signal.SIGTERM) is shout
+    # But multiprocessing itself unblocks SIGTERM, when it starts its resource tracker.
+    assert signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def say_and_sleep(write: int) -> None:
+    os.write(write, b"x")
+    time.sleep(PATIENCE)
+
+
+def cancel_beside_loop(reused: bool) -> None:
+    """SIGTERM ends a worker of a program whose event loop handles SIGTERM."""
+
+    async def run() -> None:
+        told: list[str] = []
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.append, "told")
+        read, write = os.pipe()
+        with Jobserver("fork", 1) as js:
+            handle = js.replace_workers() if reused else js
+            future = handle(say_and_sleep, write)
+            os.read(read, 1)
+            assert await asyncio.to_thread(future.wait, PATIENCE / 2, signal=signal.SIGTERM)
+            await asyncio.sleep(0)
+        assert not told
+
+    asyncio.run(run())
+
+
+def group_signalled() -> None:
+    """A signal for the whole process group is handled by the program; its forker goes on."""
+    signal.signal(signal.SIGTERM, shout)
+    read, write = os.pipe()
+    with JobserverExecutor(1, "fork") as executor:
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+        lost = executor.submit(say_and_sleep, write)
+        os.read(read, 1)
+        os.killpg(0, signal.SIGTERM)
+        assert lost.exception(PATIENCE) is not None
+        # A new worker is needed, and there is who forks it.
+        assert executor.submit(abs, -2).result(PATIENCE) == 2
+
+
+def install() -> None:
+    signal.signal(signal.SIGTERM, shout)
+
+
+def preexec_installs() -> None:
+    """What preexec installs is there in the work."""
+    with Jobserver("fork", 1) as js:
+        assert js.replace_preexec(install)(look).result(PATIENCE)[0]["SIGTERM"] == "a handler"
