@@ -46,6 +46,7 @@ The program itself runs on a slot of its starter, whose receipt it inherits on t
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import sys
@@ -86,7 +87,8 @@ class SlotPool:
         self._place: Optional[int] = None  # of the next slot
         self._closed = False
         self._recovered = 0
-        self._fifo = ""  # that this process has made for the pool
+        # Removes the fifo of the pool. Kept, as the interpreter's end is too late for an import.
+        self._remove_fifo: Optional[Callable[[], None]] = None
         forks.reset_in_children(self)
 
     @classmethod
@@ -103,7 +105,8 @@ class SlotPool:
                 fifos.remove(fifo[2])
             raise
         pool = cls(os.urandom(16).hex(), count, kernel)
-        pool._fifo = fifo[2] if fifo else ""
+        if fifo:
+            pool._remove_fifo = functools.partial(fifos.remove, fifo[2])
         return pool
 
     @classmethod
@@ -331,10 +334,8 @@ class SlotPool:
             self.kernel.close(self._kept)
             self._kept_is_free = False
         self.kernel.shut()
-        if self._fifo:
-            from . import fifos
-
-            fifos.remove(self._fifo)
+        if self._remove_fifo is not None:
+            self._remove_fifo()
 
     def after_fork(self) -> None:
         # What it took and lent is the parent's affair, and its descriptors are closed.
