@@ -162,6 +162,9 @@ def _helpers_started() -> None:
     # A shell that starts this in the background has it ignore SIGINT, and all that it starts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # nohup does so with SIGHUP.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # Nor has whoever runs the tests by make anything to do with how many slots they have.
     os.environ.pop("MAKEFLAGS", None)
     resource_tracker.ensure_running()
