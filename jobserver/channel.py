@@ -8,7 +8,8 @@ import pickle
 import socket
 from typing import Final, Optional, Union
 
-from . import forks, memory, pickles, wire
+from . import forks, memory, wire
+from .descriptors import Arrived
 from .protocols import Closed
 
 _FIRST: Final = 1 << 12  # bytes read at first, which is all of most frames
@@ -27,7 +28,7 @@ class ResultChannel:
     def __init__(self, files: Optional[socket.socket] = None) -> None:
         self.reply: int
         self._files = files
-        self._is_socket = files is None and pickles.HAS_MEMFD
+        self._is_socket = files is None and hasattr(socket, "send_fds")
         if self._is_socket:
             ours, theirs = forks.socketpair()
             self._fd, self.reply = ours.detach(), theirs.detach()
@@ -35,9 +36,9 @@ class ResultChannel:
             self._fd, self.reply = forks.pipe()
         os.set_blocking(self._fd, False)  # this end's description is nobody else's
         self._start = b""  # of a frame, less than its header
-        self._kind = self._text = self._filled = 0
+        self._kind = self._count = self._text = self._filled = 0
         self._content: Optional[bytearray] = None  # of a frame that was not whole at first
-        self._file: Optional[int] = None  # that came with the frame
+        self._received: list[int] = []  # descriptors that came with the frame
 
     def close_reply(self) -> None:
         """Close the worker's end here, or its death would not close the channel."""
@@ -61,11 +62,11 @@ class ResultChannel:
             self._start = data
             return None
         self._start = b""
-        kind, text, body = wire.HEADER.unpack_from(data)
+        kind, count, text, body = wire.HEADER.unpack_from(data)
         whole = memoryview(data)[wire.HEADER.size :]
         if len(whole) == text + body:
-            return self._frame(kind, text, whole)
-        self._kind, self._text, self._filled = kind, text, len(whole)
+            return self._frame(kind, count, text, whole)
+        self._kind, self._count, self._text, self._filled = kind, count, text, len(whole)
         self._content = content = bytearray(text + body)
         content[: len(whole)] = whole
         return self._go_on(content)
@@ -81,7 +82,7 @@ class ResultChannel:
         if self._filled < len(content):
             return None
         self._content = None
-        return self._frame(self._kind, self._text, memoryview(content))
+        return self._frame(self._kind, self._count, self._text, memoryview(content))
 
     def _read_with_file(self) -> bytes:
         own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, self._fd)
@@ -93,40 +94,47 @@ class ResultChannel:
 
     def _receive(self, over: socket.socket, most: int) -> bytes:
         with forks.opening:
-            data, file = memory.receive_file(over, most)
-            if file is not None:
-                self._file = forks.private(file)
+            data, files = memory.receive_files(over, most)
+            self._received += map(forks.private, files)
         return data
 
-    def _frame(self, kind: int, length: int, content: memoryview) -> wire.Frame:
+    def _frame(self, kind: int, count: int, length: int, content: memoryview) -> wire.Frame:
         last = bool(kind & wire.LAST)
+        in_file = bool(kind & wire.IN_FILE)
         text, body = str(content[:length], "utf-8"), content[length:]
-        if not kind & wire.IN_FILE:
+        if not count:
             return wire.Frame(kind & ~wire.LAST, text, body, last=last)
+        buffers: list[memoryview] = []
         try:
-            *buffers, body = self._blocks([size for (size,) in wire.SIZE.iter_unpack(body)])
+            self._await_descriptors(count, "a large result" if in_file else "a result")
+            if in_file:
+                sizes = [size for (size,) in wire.SIZE.iter_unpack(body)]
+                *buffers, body = memory.blocks(self._received[0], sizes)
+            descriptors = [Arrived(forks.publish(fd)) for fd in self._received[in_file:]]
+            del self._received[in_file:]
         except (OSError, MemoryError) as error:
             # That is what becomes of this one result.
             return wire.Frame(wire.ERROR, text, memoryview(pickle.dumps(error)), last=last)
         finally:
-            self._close_file()
-        return wire.Frame(kind & ~(wire.LAST | wire.IN_FILE), text, body, buffers, last=last)
+            self._close_received()
+        kind &= ~(wire.LAST | wire.IN_FILE)
+        return wire.Frame(kind, text, body, buffers, descriptors, last=last)
 
-    def _blocks(self, sizes: list[int]) -> list[memoryview]:
+    def _await_descriptors(self, count: int, what: str) -> None:
         if self._files is not None:
-            self._receive(self._files, 1)  # it was sent before the frame
-        if self._file is None:
+            self._receive(self._files, 1)  # they were sent before the frame
+        had = len(self._received)
+        if had != count:
             reason = os.strerror(errno.EMFILE)
             raise OSError(
-                errno.EMFILE, f"a large result needs a descriptor, and had none: {reason}"
+                errno.EMFILE,
+                f"{what} needs {count} descriptor{'s'[: count > 1]} here, and had {had}: {reason}",
             )
-        return memory.blocks(self._file, sizes)
 
     def close(self) -> None:
-        self._close_file()
+        self._close_received()
         forks.close(self._fd)
 
-    def _close_file(self) -> None:
-        if self._file is not None:
-            forks.close(self._file)
-            self._file = None
+    def _close_received(self) -> None:
+        while self._received:
+            forks.close(self._received.pop())

@@ -60,6 +60,12 @@ def close(fd: int) -> None:
             opening.release()
 
 
+def publish(fd: int) -> int:
+    """Have forked children keep a private descriptor from now on; return it."""
+    _private.discard(fd)
+    return fd
+
+
 def pipe() -> tuple[int, int]:
     """A pipe whose ends are private to this process."""
     with opening:

@@ -24,7 +24,10 @@ import weakref
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Optional, Union
+    from typing import Union
+
+_MOST_FILES = 253  # in one message: SCM_MAX_FD of Linux
+_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 # Before Python 3.13 a mapping keeps a descriptor open. So that they do not run out (a usual limit
 # is 1,024), only so many are mapped at once, and others are read, which is one copy more.
@@ -105,22 +108,24 @@ def _write(file: int, content: Union[bytes, memoryview], start: int) -> None:
             done += os.pwrite(file, rest[done:], start + done)
 
 
-def send_file(over: int, file: int, content: bytes) -> int:
-    """Send a file through a socket, with the first byte of some: how many of them were sent."""
+def send_files(over: int, files: Sequence[int], content: bytes) -> int:
+    """Send files through a socket, with the first byte of some: how many of them were sent."""
     sender = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, over)
     try:
         sender.settimeout(None)  # whatever `socket.setdefaulttimeout` has it be
-        return socket.send_fds(sender, [content], [file])
+        return socket.send_fds(sender, [content], files)
     finally:
         sender.detach()
 
 
-def receive_file(over: socket.socket, most: int) -> tuple[bytes, Optional[int]]:
-    """So many bytes at most from a socket, and the file that was sent with them.
+def receive_files(over: socket.socket, most: int) -> tuple[bytes, list[int]]:
+    """So many bytes at most from a socket, and the files that were sent with them.
 
-    Does not wait: BlockingIOError when nothing has come. There is no file, too, when this process
-    has no descriptor for it.
+    Does not wait: BlockingIOError when nothing has come. Fewer files come than were sent when this
+    process has no descriptors for them.
     """
-    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-    content, files, _, _ = socket.recv_fds(over, most, 1, flags)
-    return content, files[0] if files else None
+    content, files, _, _ = socket.recv_fds(over, most, _MOST_FILES, socket.MSG_DONTWAIT | _CLOEXEC)
+    if not _CLOEXEC:
+        for file in files:
+            os.set_inheritable(file, False)
+    return content, files

@@ -25,7 +25,7 @@ _SMALL: Final = 1 << 13  # bytes
 class Collector:
     """Collects the descriptors of what is pickled within, in the place of multiprocessing's Popen.
 
-    What comes of them in the other process is a `worker.Descriptor`.
+    What comes of them in the other process is a `worker.Received`.
     """
 
     DupFd = worker.Descriptor

@@ -14,6 +14,7 @@ import sys
 from io import BytesIO
 from multiprocessing.reduction import ForkingPickler
 
+from .descriptors import Travelling, collecting, present
 from .tracebacks import set_state
 
 TYPE_CHECKING = False  # spares every spawned worker the import of typing
@@ -45,7 +46,7 @@ class Pickled:
     To a pickler it is the file to write to.
     """
 
-    __slots__ = ("_read_only", "buffers", "size", "stream")
+    __slots__ = ("_read_only", "buffers", "descriptors", "size", "stream")
 
     pickler: type[ForkingPickler] = ForkingPickler
 
@@ -53,6 +54,7 @@ class Pickled:
         self.stream: list[bytes] = []
         self.size: int = 0  # of the stream, in bytes
         self.buffers: list[memoryview] = []
+        self.descriptors: list[Travelling] = []  # to which the stream refers by their places
         self._read_only = 0  # how many of the buffers are
 
     def dump(self, value: object) -> None:
@@ -133,8 +135,15 @@ class Unpickler(pickle.Unpickler):
         return pid  # a buffer, which is to be as it is
 
 
-def loads(stream: Union[bytes, memoryview], buffers: Sequence[Buffer] = ()) -> Any:
-    """The value of a stream, and of the buffers beside it."""
+def loads(
+    stream: Union[bytes, memoryview],
+    buffers: Sequence[Buffer] = (),
+    descriptors: Sequence[object] = (),
+) -> Any:
+    """The value of a stream, and of the buffers and descriptors beside it."""
+    if descriptors:
+        with present(descriptors):
+            return loads(stream, buffers)
     if not buffers:
         return pickle.loads(stream)
     return Unpickler(BytesIO(stream), buffers=buffers).load()
@@ -170,7 +179,8 @@ class _PickledError(Pickled):
 def pickled_error(error: BaseException) -> Pickled:
     """An exception that was raised, pickled."""
     whole = _PickledError()
-    whole.dump(error)
+    with collecting(whole.descriptors):
+        whole.dump(error)
     return whole
 
 
@@ -180,5 +190,6 @@ def pickled(value: object) -> Pickled:
     if type(value) in _ATOMS and sys.getsizeof(value) < LARGE:
         whole.write(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
     else:
-        whole.dump(value)
+        with collecting(whole.descriptors):
+            whole.dump(value)
     return whole

@@ -1,18 +1,20 @@
 """What crosses a result channel: one frame, which holds how the work ended.
 
-    kind (1 byte) | length of text (8) | length of body (8) | text | body
+    kind (1 byte) | descriptors (1) | length of text (8) | length of body (8) | text | body
 
 `text` is the worker's traceback, UTF-8; `body` is the pickle of the value or of the exception.
 They are apart so that the traceback survives a body that cannot be rebuilt. The frame is
 delivered whole or, when the channel closes before its end, not at all.
 
 The pickle of a large value is in a file instead (see `memory`), and `body` has the sizes of the
-blocks in it. The file comes with the first byte of the frame where the channel is a socket, and
-else before it, with a byte through another one.
+blocks in it. The file and the descriptors to which the value refers (`descriptors` counts them all,
+the file is first) come with the first byte of the frame where the channel is a socket, and else
+before it, with a byte through another one.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import pickle
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
 
     from .pickles import Buffer
 
-    # Kind, text, body and what is beside it, when several packets are one value.
-    Ending = tuple[int, bytes, bytes, Sequence[Buffer]]
+    # Kind, text, body and what is beside it, when several packets are one value: buffers, and the
+    # descriptors, which are `Travelling` and then `Arrived`.
+    Ending = tuple[int, bytes, bytes, Sequence[Buffer], Sequence[object]]
 
     # How many calls a chunk has, and how many seconds its launch, if known, and its work took.
     Timing = tuple[int, Optional[float], float]
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
     # endings that are not in there.
     Chunk = tuple[bytes, dict[int, Ending], Timing]
 
-HEADER = struct.Struct("!BQQ")
+HEADER = struct.Struct("!BBQQ")
 
 VALUE = 0  # the work returned; body: the value
 ERROR = 1  # the work raised an exception; body: it
@@ -64,7 +67,7 @@ _ONE_WRITE = 1 << 16  # bytes; below, header, text and body are joined to save s
 class Frame:
     """A frame as it arrived. Its body is not unpickled before somebody wants it."""
 
-    __slots__ = ("body", "buffers", "kind", "last", "text")
+    __slots__ = ("body", "buffers", "descriptors", "kind", "last", "text")
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Frame:
         text: str,
         body: memoryview,
         buffers: Sequence[Buffer] = (),
+        descriptors: Sequence[object] = (),
         *,
         last: bool = True,
     ) -> None:
@@ -80,6 +84,7 @@ class Frame:
         self.body: memoryview = body
         # What is beside the pickle.
         self.buffers: Sequence[Buffer] = buffers
+        self.descriptors: Sequence[object] = descriptors
         self.last: bool = last  # the worker answers nothing more, and leaves
 
     def load(self) -> object:
@@ -89,7 +94,7 @@ class Frame:
         the user's, and the frame can be loaded again.
         """
         try:
-            content: object = loads(self.body, self.buffers)
+            content: object = loads(self.body, self.buffers, self.descriptors)
             if self.kind != VALUE and not isinstance(content, BaseException):
                 raise TypeError(f"{type(content).__qualname__} is not an exception")
         except KeyboardInterrupt:
@@ -121,56 +126,80 @@ class Packet:
         """As a part of another value."""
         whole = self.pickled
         beside = [pickle.PickleBuffer(buffer) for buffer in whole.buffers]
-        return self.kind, self.text, b"".join(whole.stream), beside
+        return self.kind, self.text, b"".join(whole.stream), beside, whole.descriptors
 
     def send(self, fd: int, files: int = -1, *, last: bool = True) -> None:
         """Write the frame; wait for the reader as long as it takes.
 
-        `files` is a socket for the file that a large value is in; -1 if there is none.
+        `files` is a socket for the file that a large value is in, and for the descriptors to which
+        it refers; -1 if there is none.
         """
         kind = self.kind | (LAST if last else 0)
         whole = self.pickled
+        fds = [descriptor.fd for descriptor in whole.descriptors]
         if whole.is_large:
-            if files >= 0 and self._send_in_file(fd, files, kind):
+            if files >= 0 and self._send_in_file(fd, files, kind, fds):
                 return
             whole = whole.united()
-        parts = (HEADER.pack(kind, len(self.text), whole.size) + self.text, *whole.stream)
+        header = HEADER.pack(kind, len(fds), len(self.text), whole.size)
+        parts = (header + self.text, *whole.stream)
         if whole.size < _ONE_WRITE:
             parts = (b"".join(parts),)
-        for part in parts:
+        first, *rest = parts
+        if fds:
+            try:
+                first = _send_first(fd, files, fds, first)
+            except ConnectionError:
+                raise
+            except OSError as cause:  # of the frame nothing was sent
+                unsent = f"the work's answer refers to files that cannot be sent: {cause!r}"
+                Packet(ERROR, str(self.text, "utf-8"), pickled_error(RuntimeError(unsent))).send(
+                    fd, last=last
+                )
+                return
+        for part in (first, *rest):
             _write(fd, part)
 
-    def _send_in_file(self, fd: int, files: int, kind: int) -> bool:
+    def _send_in_file(self, fd: int, files: int, kind: int, fds: list[int]) -> bool:
         """Send the pickle in a file, if there can be one: whether that was so."""
         from . import memory  # most work has no need of it
 
         whole = self.pickled
         sizes = [*map(len, whole.buffers), whole.size]
         body = b"".join(map(SIZE.pack, sizes))
-        frame = HEADER.pack(kind | IN_FILE, len(self.text), len(body)) + self.text + body
+        header = HEADER.pack(kind | IN_FILE, 1 + len(fds), len(self.text), len(body))
+        frame = header + self.text + body
         try:
             file = memory.open_unnamed()
         except OSError:
             return False
         try:
             memory.store(file, whole.buffers, whole.stream)
-            if files == fd:
-                frame = frame[memory.send_file(files, file, frame) :]
-            else:
-                memory.send_file(files, file, b"f")
+            frame = _send_first(fd, files, [file, *fds], frame)
         except ConnectionError:
             raise
         except OSError:  # there is a limit, on memory, the sizes of files, or those on their way
             return False
         finally:
             os.close(file)
-        if frame:
-            _write(fd, frame)
+        _write(fd, frame)
         return True
 
 
+def _send_first(fd: int, files: int, fds: list[int], frame: bytes) -> bytes:
+    """Send descriptors with the first bytes of a frame, or before it: what is left of the frame."""
+    from . import memory  # most work has no need of it
+
+    if files == fd:
+        return frame[memory.send_files(files, fds, frame) :]
+    if files < 0:
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+    memory.send_files(files, fds, b"f")
+    return frame
+
+
 def _write(fd: int, content: bytes) -> None:
-    sent = os.write(fd, content)
+    sent = os.write(fd, content) if content else 0
     while sent < len(content):
         sent += os.write(fd, memoryview(content)[sent:])
 
@@ -208,8 +237,8 @@ class Endings:
 
 def load_ending(ending: Ending) -> object:
     """The value in one of several endings that came in one frame; raises if it is an exception."""
-    kind, text, body, buffers = ending
-    content = Frame(kind, str(text, "utf-8"), memoryview(body), buffers).load()
+    kind, text, body, buffers, descriptors = ending
+    content = Frame(kind, str(text, "utf-8"), memoryview(body), buffers, descriptors).load()
     if kind != VALUE:
         assert isinstance(content, BaseException), "load has checked it"
         raise content

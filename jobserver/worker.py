@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
+from multiprocessing import reduction
 
 from . import pickles, signals, wire
 
@@ -49,7 +50,7 @@ received: list[int] = []
 
 
 class Descriptor:
-    """A descriptor that comes through a socket: its place in the list of those received."""
+    """A descriptor that goes through a socket: its place in the list of those received."""
 
     __slots__ = ("index",)
 
@@ -57,7 +58,19 @@ class Descriptor:
         self.index: int = index
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Descriptor, (self.index,)
+        return Received, (self.index,)
+
+
+class Received:
+    """A descriptor that came through a socket, for whoever wants it first."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index: int = index
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return arrived, (reduction.DupFd(received[self.index]),)
 
     def detach(self) -> int:
         fd, received[self.index] = received[self.index], -1

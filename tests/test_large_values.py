@@ -250,12 +250,12 @@ def test_a_worker_killed_while_it_sends(
 ) -> None:
     """Before or after the file, and before its frame: it is a loss, and nothing is left."""
     before = mappings()
-    send = memory.send_file
+    send = memory.send_files
 
-    def send_and_end(over: int, file: int, content: bytes) -> int:
-        return arrays.end_here(sent and send(over, file, content[:1]))
+    def send_and_end(over: int, files: list[int], content: bytes) -> int:
+        return arrays.end_here(sent and send(over, files, content[:1]))
 
-    monkeypatch.setattr(memory, "send_file", send_and_end)
+    monkeypatch.setattr(memory, "send_files", send_and_end)
     with pytest.raises(LostResult) as caught:
         forking(arrays.ones).result(PATIENCE)
     assert caught.value.exitcode == -signal.SIGKILL
@@ -406,9 +406,9 @@ def test_no_frame_is_sent_without_its_file() -> None:
 @pytest.mark.parametrize("length", [1, wire.HEADER.size, wire.HEADER.size + 1])
 def test_a_channel_that_ends_within_the_frame(length: int) -> None:
     channel = ResultChannel()
-    frame = wire.HEADER.pack(wire.VALUE | wire.IN_FILE, 0, wire.SIZE.size) + b"size"
+    frame = wire.HEADER.pack(wire.VALUE | wire.IN_FILE, 1, 0, wire.SIZE.size) + b"size"
     file = memory.open_unnamed()
-    assert memory.send_file(channel.reply, file, frame[:length]) == length
+    assert memory.send_files(channel.reply, [file], frame[:length]) == length
     os.close(file)
     assert channel.receive() is None
     channel.close_reply()
@@ -416,8 +416,8 @@ def test_a_channel_that_ends_within_the_frame(length: int) -> None:
     channel.close()
 
 
-def test_a_platform_without_files_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickles, "HAS_MEMFD", False)
+def test_a_platform_without_sockets_that_pass_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "send_fds")
     channel = ResultChannel()
     wire.pack_value("text").send(channel.reply)
     frame = channel.receive()

@@ -23,6 +23,7 @@ ROOMS = (
     "errors",
     "memory",
     "tracebacks",
+    "descriptors",
     "pickles",
     "wire",
     "signals",
@@ -179,7 +180,7 @@ def test_imports_nothing_by_a_computed_name(room: str) -> None:
 def test_the_worker_imports_few_rooms_and_the_standard_library() -> None:
     # `memory` only for a large value: see the next test.
     rooms, others = imports_of("worker")
-    few = {"errors", "memory", "pickles", "signals", "tracebacks", "wire"}
+    few = {"descriptors", "errors", "memory", "pickles", "signals", "tracebacks", "wire"}
     assert rooms <= few
     for room in rooms:
         below, besides = imports_of(room)
@@ -201,7 +202,7 @@ def test_the_worker_imports_next_to_nothing() -> None:
     modules = imported_by("import jobserver.worker")
     assert {"jobserver", "jobserver.worker"} <= modules
     ours = {name for name in modules if name.partition(".")[0] == "jobserver"}
-    few = {"errors", "pickles", "signals", "tracebacks", "wire", "worker"}
+    few = {"descriptors", "errors", "pickles", "signals", "tracebacks", "wire", "worker"}
     assert ours <= {"jobserver", *("jobserver." + room for room in few)}
     dear = {"asyncio", "attr", "attrs", "concurrent.futures", "dataclasses", "inspect", "logging"}
     assert not modules & {*dear, "multiprocessing.pool", "subprocess", "tempfile", "typing"}

@@ -34,7 +34,8 @@ def sent(packet: wire.Packet, monkeypatch: pytest.MonkeyPatch, most: int = 1 << 
 
 def arrived(packet: wire.Packet, monkeypatch: pytest.MonkeyPatch) -> wire.Frame:
     content = b"".join(sent(packet, monkeypatch))
-    kind, text, body = wire.HEADER.unpack_from(content)
+    kind, count, text, body = wire.HEADER.unpack_from(content)
+    assert count == 0
     view = memoryview(content)[wire.HEADER.size :]
     assert len(view) == text + body
     return wire.Frame(kind, str(view[:text], "utf-8"), view[text:])
@@ -158,7 +159,7 @@ def text_of(outer: Callable[[BaseException], object]) -> str:
 
 def test_the_frames_of_the_package_above_the_work_are_left_out() -> None:
     def work(error: BaseException) -> object:
-        return wire.load_ending((wire.ERROR, b"", pickle.dumps(error), ()))
+        return wire.load_ending((wire.ERROR, b"", pickle.dumps(error), (), ()))
 
     text = text_of(package("def outer(x): inner(x)\ndef inner(x): work(x)", work=work))
     assert "in outer\n" not in text
@@ -279,12 +280,12 @@ def test_a_file_is_sent_through_a_socket_of_any_number(monkeypatch: pytest.Monke
     """Of 0 as well, where standard input is closed."""
     through: list[int] = []
 
-    def send_file(over: int, file: int, content: bytes) -> int:
+    def send_files(over: int, files: list[int], content: bytes) -> int:
         through.append(over)
         return len(content)
 
     monkeypatch.setattr(pickles, "LARGE", 100)
-    monkeypatch.setattr(memory, "send_file", send_file)
+    monkeypatch.setattr(memory, "send_files", send_files)
     wire.pack_value(b"x" * 100).send(0, 0)
     assert through == [0]
 
@@ -300,11 +301,11 @@ def test_what_one_write_leaves_is_written_by_the_next(
     packet = wire.Packet(wire.ERROR, "a text", pickled)
     whole = b"".join(sent(packet, monkeypatch))
     assert b"".join(sent(packet, monkeypatch, most)) == whole
-    assert whole == wire.HEADER.pack(wire.ERROR, 6, len(body)) + b"a text" + body
+    assert whole == wire.HEADER.pack(wire.ERROR, 0, 6, len(body)) + b"a text" + body
 
 
 def ending(packet: wire.Packet) -> wire.Ending:
-    return packet.kind, packet.text, b"".join(packet.pickled.stream), packet.pickled.buffers
+    return packet.kind, packet.text, b"".join(packet.pickled.stream), packet.pickled.buffers, ()
 
 
 def test_one_of_several_endings() -> None:

@@ -58,6 +58,9 @@ STAGES: dict[str, list[tuple[str, ...]]] = {
         (*QUICK, "tests/test_wire.py"),
         (*QUICK, "tests/test_stubborn_errors.py"),
     ],
+    "descriptors": [
+        (*QUICK, "tests/test_travelling.py"),
+    ],
     "pickles": [
         (*QUICK, "tests/test_wire.py"),
         (*QUICK, "tests/test_large_values.py"),
