@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import Callable, Final, NoReturn, Optional
 
-from . import sharing
+from . import own_jobs, sharing
 from .hosting import Signalled, Signals, die_by
 from .make import NoJobserver
 from .server import Jobserver, share
@@ -57,6 +57,12 @@ def _host(options: argparse.Namespace, command: list[str], signals: Signals) -> 
     ]
     if gates:
         jobserver = jobserver.replace_sleep(lambda: max(gate() for gate in gates) or None)
+    own = own_jobs.find(command, os.environ)
+    if own:
+        _say(
+            f"{', '.join(own)}: this takes the build, or a part of it, out of the pool of slots; "
+            "leave it out, for -j of python -m jobserver says how many jobs there are"
+        )
     with jobserver:
         status = _run(jobserver, command, options.style, signals)
         recovered = share(jobserver)[0].engine.slots.recovered

@@ -70,6 +70,7 @@ ROOMS = (
     "dispatch",
     "executor",
     "hosting",
+    "own_jobs",
     "__main__",
 )
 
