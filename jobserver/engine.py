@@ -21,7 +21,7 @@ from multiprocessing import util
 from types import TracebackType
 from typing import Callable, Final, Optional, Protocol, cast
 
-from . import forks
+from . import forks, shared_tracker
 from .interrupts import shielded, unshielded
 from .lifecycle import State
 from .poller import KernelPoller
@@ -487,6 +487,7 @@ class Engine:
             self._poller = None
         self._closed = True
         self.slots.close()
+        shared_tracker.let_go(self)
 
 
 def _do_put_off() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Callable, Final, Optional, Union
 
 import attrs
 
-from . import environment, forks, serving, sigterm
+from . import environment, forks, serving, shared_tracker, sigterm
 from .callbacks import issue_due
 from .channel import ResultChannel
 from .crew import Crew
@@ -126,6 +126,8 @@ class Resources:
         self.closed: bool = False
         self._entries = 0
         _known[engine.slots.identity] = self
+        if context.get_start_method() == "fork":
+            shared_tracker.hold(engine)
         self._attend_to_make()
         forks.reset_in_children(self)
 

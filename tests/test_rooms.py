@@ -48,6 +48,7 @@ ROOMS = (
     "poller",
     "channel",
     "run",
+    "shared_tracker",
     "bootstrap",
     "program",
     "launch",
