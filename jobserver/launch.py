@@ -17,9 +17,9 @@ import time
 from multiprocessing import process as mp_process
 from multiprocessing import reduction
 from multiprocessing.context import BaseContext, get_spawning_popen
-from typing import Any, Callable, Final, Optional, cast
+from typing import Callable, Final, Optional, cast
 
-from . import bootstrap, forks, program, serving, signals, worker
+from . import bootstrap, forks, forkservers, program, serving, signals, worker
 from .parcels import file_of, pickled
 from .protocols import Post, Servant, Task, Worker
 
@@ -223,7 +223,7 @@ class ContextLauncher:
                 if attempt == _STARTS:
                     raise
                 if isinstance(error, ChildProcessError):
-                    _forget_forkserver()
+                    forkservers.forget()
                 else:
                     time.sleep(_FIRST_PAUSE * _LONGER ** (attempt - 1))
                 continue
@@ -257,6 +257,8 @@ class ContextLauncher:
             target, args = worker.run_prepared, (self._missing, target, *args)
         process = self._process(worker.run_unblocked, (target, *args))
         _check_descriptors()
+        if self._method == "forkserver":
+            forkservers.start_unblocked()
         self._start(process)
         return process
 
@@ -338,21 +340,6 @@ def _check_descriptors() -> None:
     finally:
         for fd in spare:
             os.close(fd)
-
-
-def _forget_forkserver() -> None:
-    """In a fork of a process with a forkserver: have multiprocessing start another one.
-
-    It does not reset this state in forked children, and then waits for a child that it has not.
-    """
-    from multiprocessing import forkserver
-
-    # typeshed has the class, without the attributes; what is not public is read as it is.
-    server: Any = vars(forkserver)["_forkserver"]
-    with server._lock:
-        if server._forkserver_alive_fd is not None:
-            os.close(server._forkserver_alive_fd)
-        server._forkserver_alive_fd = server._forkserver_pid = server._forkserver_address = None
 
 
 def _close_process(process: mp_process.BaseProcess) -> None:

@@ -59,6 +59,12 @@ def set_mask(mask: Iterable[int]) -> Iterable[int]:
     return was
 
 
+def current_mask() -> Iterable[int]:
+    """The signals that this thread blocks."""
+    mask: Iterable[int] = _plain["pthread_sigmask"](signal.SIG_BLOCK, ())
+    return mask
+
+
 def unblock() -> None:
     """Let all signals through to this thread."""
     if _HAS_MASKS:

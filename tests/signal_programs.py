@@ -10,7 +10,7 @@ import time
 from types import FrameType
 from typing import Optional
 
-from jobserver import Jobserver, JobserverExecutor
+from jobserver import Jobserver, JobserverExecutor, LostResult
 from tests.faces import face
 from tests.work import PATIENCE
 
@@ -105,3 +105,22 @@ def preexec_installs() -> None:
     """What preexec installs is there in the work."""
     with Jobserver("fork", 1) as js:
         assert js.replace_preexec(install)(look).result(PATIENCE)[0]["SIGTERM"] == "a handler"
+
+
+def blocked_child_signal(name: str) -> None:
+    """The forkserver, started while SIGCHLD is blocked, tells of its workers' ends."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    with face(name, "forkserver") as run:
+        assert [run(abs, -1), run(abs, -2)] == [1, 2]
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert signal.SIGCHLD in mask
+    with Jobserver("forkserver", 1) as js:
+        future = js(os._exit, 3)
+        assert future.wait(PATIENCE)
+        lost = None
+        try:
+            future.result()
+        except LostResult as error:
+            lost = error
+        assert lost is not None
+        assert lost.exitcode == 3

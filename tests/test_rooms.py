@@ -51,6 +51,7 @@ ROOMS = (
     "shared_tracker",
     "bootstrap",
     "program",
+    "forkservers",
     "launch",
     "forker",
     "engine",

@@ -7,6 +7,7 @@ import pytest
 from tests.faces import FACES
 from tests.processes import run_program
 from tests.signal_programs import (
+    blocked_child_signal,
     cancel_beside_loop,
     group_signalled,
     preexec_installs,
@@ -38,3 +39,9 @@ def test_a_signal_to_the_group_runs_the_handler_in_the_program_only() -> None:
 
 def test_preexec_may_install_a_handler() -> None:
     run_program(preexec_installs)
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_the_forkserver_works_though_its_signal_is_blocked(name: str) -> None:
+    """multiprocessing alone waits for ever."""
+    run_program(blocked_child_signal, name)
