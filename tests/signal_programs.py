@@ -6,7 +6,10 @@ import asyncio
 import faulthandler
 import os
 import signal
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Optional
 
@@ -124,3 +127,21 @@ def blocked_child_signal(name: str) -> None:
             lost = error
         assert lost is not None
         assert lost.exitcode == 3
+
+
+def ignored_in_commands() -> None:
+    """A command of `run`, in the main thread and in another, ignores what the program ignores."""
+    ignored = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
+    for signum in ignored:
+        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, shout)
+    command = ["grep", "SigIgn", "/proc/self/status"]
+    with Jobserver("fork", 1) as js, ThreadPoolExecutor(1) as pool:
+        here = js.run(command, capture_output=True).stdout
+        there = pool.submit(js.run, command, capture_output=True).result(PATIENCE).stdout
+    hosted = [sys.executable, "-m", "jobserver", "-j1", "--", *command]
+    of_host = subprocess.run(hosted, capture_output=True, check=True).stdout
+    alone = subprocess.run(command, capture_output=True, check=True).stdout
+    expected = sum(1 << (signum - 1) for signum in ignored)
+    assert int(alone.split()[1], 16) == expected
+    assert [here, there, of_host] == [alone] * 3

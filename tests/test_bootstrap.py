@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 
 import pytest
 
-from jobserver import Jobserver, JobserverExecutor, LostResult
+from jobserver import Jobserver, LostResult
 from tests.processes import run_program
 from tests.work import PATIENCE, Gate, await_file, pass_gate, sys_exit, touch
 
@@ -138,19 +138,15 @@ def test_a_tool_that_wraps_the_bootstrap_is_called(
     assert (tmp_path / "measured").exists()
 
 
-@pytest.mark.parametrize("executor", [False, True])
 @pytest.mark.parametrize(
     ("code", "status"),
     [(None, 0), (3, 3), (True, 1), (-1, 255), (256, 0), ("text", 1), (2.0, 1)],
 )
-def test_the_exit_status_is_multiprocessings(
-    method: str, executor: bool, code: object, status: int
-) -> None:
+def test_the_exit_status_is_multiprocessings(method: str, code: object, status: int) -> None:
+    """Of a Jobserver's worker. SystemExit does not end an executor's."""
     js = Jobserver(method, 1)
-    with JobserverExecutor(js) as pool:
-        future: Any = pool.submit(sys_exit, code) if executor else js(sys_exit, code)
-        with pytest.raises(LostResult) as caught:
-            future.result(PATIENCE)
+    with pytest.raises(LostResult) as caught:
+        js(sys_exit, code).result(PATIENCE)
     assert caught.value.exitcode == status
 
 

@@ -10,6 +10,7 @@ from tests.signal_programs import (
     blocked_child_signal,
     cancel_beside_loop,
     group_signalled,
+    ignored_in_commands,
     preexec_installs,
     start_as_new,
 )
@@ -45,3 +46,8 @@ def test_preexec_may_install_a_handler() -> None:
 def test_the_forkserver_works_though_its_signal_is_blocked(name: str) -> None:
     """multiprocessing alone waits for ever."""
     run_program(blocked_child_signal, name)
+
+
+def test_commands_ignore_what_the_program_ignores() -> None:
+    """Those of `run`, and the one of `python -m jobserver`: as with subprocess, the oracle."""
+    run_program(ignored_in_commands)
