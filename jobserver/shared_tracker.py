@@ -25,7 +25,9 @@ from typing import Any, Final, Optional
 _IGNORED: Final = ("SIGINT", "SIGTERM")
 
 _users: weakref.WeakSet[object] = weakref.WeakSet()
-_ours: Optional[tuple[int, int]] = None  # the process that made the pipe, and its write end
+# The process that made the pipe, its write end, and multiprocessing's tracker, which is kept here
+# because nothing can be imported any more when the interpreter ends.
+_ours: Optional[tuple[int, int, Any]] = None
 
 
 def hold(user: object) -> None:
@@ -39,7 +41,7 @@ def hold(user: object) -> None:
         fd = _pipe()
         if fd is None:
             return
-        _ours = os.getpid(), fd
+        _ours = os.getpid(), fd, tracker
         tracker._fd = fd
         tracker._check_alive = _StartFirst(tracker, "_check_alive", fd)
         if hasattr(tracker, "_write"):  # which later versions use in its place
@@ -53,8 +55,7 @@ def let_go(user: object) -> None:
     # A forked child keeps what it shares with its parent.
     if _ours is None or _users or _ours[0] != os.getpid():
         return
-    tracker = _tracker()
-    fd = _ours[1]
+    _, fd, tracker = _ours
     # Finalizers call this as well, maybe amid a step of the tracker's: then it is left as it is.
     if not tracker._lock.acquire(blocking=False):
         return
