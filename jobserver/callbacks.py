@@ -15,6 +15,7 @@ from typing import Callable, Optional
 from .errors import CallbackRaised
 from .interrupts import shielded
 from .run import Callback, Group, Run
+from .tracebacks import add_note, shown
 
 
 class _Thread(threading.local):
@@ -123,14 +124,29 @@ def _issue_all(run: Run) -> None:
 
 
 def _issue_one(run: Run) -> None:
-    seqno = run.callbacks[0].seqno
+    callback = run.callbacks[0]
     try:
         # In one step of C's, so that an interrupt finds it queued or begun.
         next(map(_call, iter(run.callbacks.popleft, None)))
     except CallbackRaised as error:
-        raise CallbackRaised(seqno) from (error.__cause__ or error)
+        raise _raised(run, callback, error) from (error.__cause__ or error)
     except Exception as error:
-        raise CallbackRaised(seqno) from error
+        raise _raised(run, callback) from error
+    finally:
+        del callback  # an error's traceback refers to this frame
+
+
+def _raised(run: Run, callback: Callback, inner: Optional[CallbackRaised] = None) -> CallbackRaised:
+    """What tells of a callback; with the notes of one that it has met itself."""
+    raised = CallbackRaised(callback.seqno)
+    for note in getattr(inner, "__notes__", ()):
+        add_note(raised, note)
+    add_note(
+        raised,
+        f"raised by callback {callback.seqno}, {shown(callback.func)}, "
+        f"of the Future of worker {run.worker.pid}",
+    )
+    return raised
 
 
 def _claim(run: Run) -> bool:

@@ -19,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Generator
 from typing import Any, Final, Optional, Union
 
-from . import finishing, pauses, worker
+from . import finishing, hints, pauses, worker
 from .awaiting import AwaitedEvent, AwaitedFuture, Wait
 from .errors import LostResult
 from .finishing import Breakage, described, fail, finish, lost_worker
@@ -166,7 +166,8 @@ class Dispatch(Group):
     def _check_usable(self) -> None:
         if not self.is_usable_here():
             raise RuntimeError(
-                f"this executor belongs to process {self.pid}, of which this process is a fork"
+                f"this executor belongs to process {self.pid}, of which this process is a fork: "
+                + hints.PASS_THE_JOBSERVER
             )
         if self.broken is not None:
             raise self.broken.error()

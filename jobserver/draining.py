@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Optional
 
+from . import hints
 from .callbacks import is_calling, issue_due
 from .engine import Engine
 from .errors import Blocked
@@ -23,6 +24,7 @@ def drain(engine: Engine, group: Group, deadline: Optional[float]) -> None:
             return True
         return not group.tracked and (is_calling() or not group.observed)
 
+    began = engine.clock()
     notify = engine.notify
     group.drains.append(notify)
     try:
@@ -32,7 +34,16 @@ def drain(engine: Engine, group: Group, deadline: Optional[float]) -> None:
             issue_due(group)
     finally:
         group.drains.remove(notify)
-    raise Blocked
+    raise Blocked(_unfinished(group, engine.clock() - began))
+
+
+def _unfinished(group: Group, waited: float) -> str:
+    running, calling = len(group.tracked), len({run for _, run in list(group.observed)})
+    parts = [f"{hints.number(running, 'Future')} not done"] if running else []
+    if calling:
+        parts.append(f"callbacks of {hints.number(calling, 'Future')} under way")
+    what = f": {' and '.join(parts)}" if parts else ""  # the last may have ended just now
+    return f"not all was done in {hints.seconds(waited)}{what}"
 
 
 def lost_callbacks(futures: int) -> str:

@@ -11,11 +11,11 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Callable, Optional, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Callable, NoReturn, Optional, TypeVar, Union, cast
 
 import attrs
 
-from . import wire
+from . import hints, wire
 from .awaiting import AwaitedFuture
 from .chunks import Chunksize, Growth, check_chunksize
 from .cpus import usable_cpus
@@ -208,6 +208,9 @@ class JobserverExecutor(concurrent.futures.Executor):
             for group in iter(lambda: list(itertools.islice(calls, growth.size(None))), [])
         )
         return deque(itertools.islice(submitted, buffersize)), submitted
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"an executor cannot be pickled or copied: {hints.PASS_THE_JOBSERVER}")
 
     def __repr__(self) -> str:
         dispatch = self._dispatch

@@ -7,7 +7,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Callable, Generic, NoReturn, Optional, TypeVar, cast
 
-from . import wire
+from . import hints, wire
 from .callbacks import issue
 from .draining import lost_callbacks
 from .errors import Blocked, LostResult
@@ -75,7 +75,9 @@ class Future(Generic[T]):
         CallbackRaised as `done` does.
         """
         if not self.done(timeout):
-            raise Blocked
+            assert timeout is not None, "without a timeout it waits until it is done"
+            who = self._run.worker.pid
+            raise Blocked(f"no result in {hints.seconds(timeout)} from worker {who}")
         try:
             # The frame came from the work, which returns T.
             return cast("T", load(self._run))
@@ -120,6 +122,11 @@ class Future(Generic[T]):
         with self._engine.lock:
             if run.foreign:
                 run.adopt()
+
+    if not TYPE_CHECKING:  # or checkers would take any name for one of ours
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise hints.no_attribute(self, name, hints.OF_A_FUTURE)
 
     def __repr__(self) -> str:
         run = self._run

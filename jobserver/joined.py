@@ -158,6 +158,9 @@ class JoinedPool(SlotPool):
         """What named the pool in MAKEFLAGS."""
         return self._auth
 
+    def used(self) -> None:
+        """Not known: make says at most how many slots there are, and not who has one."""
+
     def retire(self) -> None:
         """Have this process take no more."""
         self._retired = True

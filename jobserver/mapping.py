@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Callable, Final, Generic, Optional, TypeVar, Union, cast
 
-from . import wire
+from . import hints, wire
 from .chunks import Chunksize, Growth
 from .cpus import usable_cpus
 from .errors import Blocked, CallbackRaised
@@ -76,10 +76,10 @@ def _unequal(argses: int, kwargses: int) -> ValueError:
 def _args(index: int, value: object) -> tuple[object, ...]:
     if type(value) is tuple:  # an abstract class takes its time to say so
         return cast("tuple[object, ...]", value)
-    if not _is_sequence(value):
+    if isinstance(value, (str, bytes)) or not _is_sequence(value):
         raise TypeError(
             f"argses[{index}] must be an iterable of positional arguments, not {value!r} "
-            f"of type {_type_name(value)}"
+            f"of type {_type_name(value)}{hints.for_one_argument(value)}"
         )
     return tuple(cast("Iterable[object]", value))
 
@@ -154,6 +154,7 @@ class Results(Iterator[T], Generic[T]):
         self._fn = fn
         self._calls = calls
         self._clock = resources.engine.clock
+        self._timeout = timeout
         self._deadline = resources.engine.deadline(timeout)
         self._chunksize = chunksize
         self._growth = Growth(resources.engine.slots.count or usable_cpus())  # for "auto" only
@@ -289,6 +290,10 @@ class Results(Iterator[T], Generic[T]):
     def _expired(self) -> bool:
         return self._deadline is not None and self._resources.engine.clock() >= self._deadline
 
+    def _over(self) -> str:
+        assert self._timeout is not None, "without it there is no deadline"
+        return f"the {hints.seconds(self._timeout)} of this map are over"
+
     def _submit_what_can_be(self) -> None:
         """Submit as much as buffer, gate and slots allow without waiting."""
         resources = self._resources
@@ -313,7 +318,7 @@ class Results(Iterator[T], Generic[T]):
     def _submit_and_wait(self) -> None:
         """Submit one chunk, waiting for gate and slot. Blocked at the deadline."""
         if self._expired():
-            raise Blocked
+            raise Blocked(f"no next call was submitted: {self._over()}")
         try:
             run = self._resources.submit(self._settings, self._work(), 1, self._deadline)
         except (Blocked, CallbackRaised):
@@ -349,7 +354,7 @@ class Results(Iterator[T], Generic[T]):
             self._resources.put_back(self._held)
             raise
         if not there and self._expired():
-            raise Blocked
+            raise Blocked(f"no next result came: {self._over()}")
 
     def __del__(self) -> None:
         # Abandoned early: the slots of what has finished are not to wait for somebody's call.

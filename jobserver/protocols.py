@@ -107,6 +107,10 @@ class SlotSource(Protocol):
         """How many slots there are; None when they are another's, who does not say."""
         ...
 
+    def used(self) -> Optional[int]:
+        """How many slots are in use, in all processes together; None where that is not known."""
+        ...
+
     @property
     def out(self) -> int:
         """How many slots this process has from it now; not to be closed while it has any."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Callable, Final, Optional, Union
 
 import attrs
 
-from . import environment, forks, serving, shared_tracker, sigterm
+from . import environment, forks, hints, serving, shared_tracker, sigterm
 from .callbacks import issue_due
 from .channel import ResultChannel
 from .crew import Crew
@@ -251,9 +251,10 @@ class Resources:
                 grants.append(grant)
             return grant is not None
 
+        began = self.engine.clock()
         self._admit(held, settings, take, deadline)
         if not self.engine.wait(ready, deadline, for_slot=True):
-            raise Blocked
+            raise Blocked(f"no slot could be shared with a command in {self._since(began)}")
 
     def withdraw(self, held: list[Slot], grants: list[Grant]) -> None:
         """Free what `grant` has put into the lists."""
@@ -331,13 +332,19 @@ class Resources:
         turn, answer = crew.engage(task, method, reuse, slot)
         return Run(turn, answer, slot, self.engine.slots, group, repeat=turn.repeat)
 
-    def _sleep(self, delay: float, deadline: Optional[float]) -> None:
+    def _since(self, began: float) -> str:
+        return hints.seconds(self.engine.clock() - began)
+
+    def _sleep(self, delay: float, began: float, deadline: Optional[float]) -> None:
         """Sleep for the gate, moving along what finishes meanwhile. Blocked at the deadline."""
         now = self.engine.clock()
         end = now + delay
         if deadline is not None and end >= deadline:
             self.engine.wait(lambda: False, deadline)
-            raise Blocked
+            raise Blocked(
+                "the function given to replace_sleep did not admit the work "
+                f"in {self._since(began)}"
+            )
         self.engine.wait(lambda: False, end)
         issue_due(self.group)
 
@@ -352,22 +359,27 @@ class Resources:
 
         Blocked at the deadline.
         """
+        began = self.engine.clock()
         self.check_open()
         self.reclaim()
         if take is not None:
-            self._acquire(held, take, deadline)
+            self._acquire(held, take, began, deadline)
         if settings.sleep is not None:
             # Asked when there is a slot, so that its word is fresh; but without holding it, for it
             # may take its time. One None stands for one acceptance.
             self.put_back(held)
             while (delay := settings.delay()) is not None:
-                self._sleep(delay, deadline)
+                self._sleep(delay, began, deadline)
             if take is not None:
-                self._acquire(held, take, deadline)
+                self._acquire(held, take, began, deadline)
         self.check_open()
 
     def _acquire(
-        self, held: list[Slot], take: Callable[[], Optional[Slot]], deadline: Optional[float]
+        self,
+        held: list[Slot],
+        take: Callable[[], Optional[Slot]],
+        began: float,
+        deadline: Optional[float],
     ) -> None:
         """Have a slot in `held`. Blocked at the deadline."""
 
@@ -382,9 +394,18 @@ class Resources:
 
         while not held:
             if not self.engine.wait(ready, deadline, for_slot=True):
-                raise Blocked
+                raise Blocked(f"no slot came free in {self._since(began)}{self._users()}")
             if not held:
                 issue_due(self.group)
+
+    def _users(self) -> str:
+        """How many slots are in use, where that is known and all are."""
+        slots = self.engine.slots
+        with self.engine.lock:
+            # One may have come free since we looked, for others.
+            if self.closed or slots.used() != slots.count or slots.count is None:
+                return ""
+        return f": {slots.count} of {slots.count} are in use"
 
     def _take(self, held: list[Slot]) -> bool:
         """Have a slot in `held`, if one can be had at once."""

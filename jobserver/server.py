@@ -8,10 +8,22 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.context import BaseContext, assert_spawning
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Callable, Final, Literal, Optional, TypeVar, Union, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Callable,
+    Final,
+    Literal,
+    NoReturn,
+    Optional,
+    TypeVar,
+    Union,
+    cast,
+    overload,
+)
 
 import attrs
 
+from . import hints
 from . import settings as s
 from .chunks import Chunksize, check_chunksize
 from .cpus import usable_cpus
@@ -131,6 +143,7 @@ class Jobserver:
         seconds = s.check_seconds("idle", idle)
         return self._with(self._settings.replace_workers(tasks, seconds))
 
+    @hints.arguments_by_name
     def submit(
         self,
         fn: Callable[..., T],
@@ -390,6 +403,11 @@ class Jobserver:
         """
         self._resources.exit()
 
+    if not TYPE_CHECKING:  # or checkers would take any name for one of ours
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise hints.no_attribute(self, name, hints.OF_A_JOBSERVER)
+
     def _with(self, settings: s.Settings) -> Self:
         self._resources.check_open()
         return self._make(self._resources, settings)
@@ -504,8 +522,11 @@ def _check_work(
 ) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:
     _check_callable(fn)
     # The common case first: an abstract class asks around, in many pages of memory.
-    if not isinstance(args, (tuple, list, Iterable)):
-        raise TypeError(f"args must be iterable, not {args!r} of type {type(args).__qualname__}")
+    if isinstance(args, (str, bytes)) or not isinstance(args, (tuple, list, Iterable)):
+        raise TypeError(
+            f"args must be iterable, not {args!r} of type {type(args).__qualname__}"
+            f"{hints.for_one_argument(args)}"
+        )
     if not isinstance(kwargs, (dict, MappingProxyType, Mapping)):
         raise TypeError(
             f"kwargs must be a mapping, not {kwargs!r} of type {type(kwargs).__qualname__}"

@@ -131,6 +131,10 @@ class SlotPool:
             self._recovered = self.kernel.recovered()
         return self._recovered
 
+    def used(self) -> Optional[int]:
+        """How many slots are not in the pipe."""
+        return None if self.count is None else self.count - self.kernel.waiting()
+
     def fileno(self) -> int:
         """The descriptor that is readable when a slot may be had."""
         return self.kernel.fileno()

@@ -157,7 +157,15 @@ def test_map_of_a_closure_under_fork() -> None:
 
 def test_map_takes_argses_of_any_iterables(method: str) -> None:
     js = Jobserver(method, 2)
-    argses: list[Any] = [(1, 2), [3, 4], iter((5, 6)), range(7, 9), {9: "nine"}.keys(), "ab", ()]
+    argses: list[Any] = [
+        (1, 2),
+        [3, 4],
+        iter((5, 6)),
+        range(7, 9),
+        {9: "nine"}.keys(),
+        list("ab"),
+        (),
+    ]
     assert [args for args, _ in js.map(echo, argses)] == [
         (1, 2),
         (3, 4),

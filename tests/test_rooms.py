@@ -23,6 +23,7 @@ ROOMS = (
     "errors",
     "memory",
     "tracebacks",
+    "hints",
     "descriptors",
     "pickles",
     "wire",

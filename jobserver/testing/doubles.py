@@ -451,6 +451,9 @@ class VirtualSlots:
         self._out: set[Slot] = set()
         self._fd = world.open("a slot", lambda: self.free > 0)
 
+    def used(self) -> int:
+        return self.count - self.free
+
     @property
     def out(self) -> int:
         return len(self._out) + (self._lent is not None)
