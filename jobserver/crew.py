@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from multiprocessing import util
 from typing import Callable, Final, Optional, Union
 
-from . import forks, pickles, serving, wire
+from . import credentials, forks, pickles, serving, wire
 from .channel import ResultChannel
 from .engine import Engine
 from .memory import open_unnamed
@@ -50,8 +50,10 @@ class Crew:
         engine: Engine,
         launcher: Launcher,
         make_channel: Callable[[], Channel] = ResultChannel,
+        read_credentials: Callable[[], object] = credentials.current,
     ) -> None:
         self.engine = engine
+        self._read_credentials = read_credentials
         self.closed: bool = False
         self.launcher = launcher
         self._make_channel = make_channel
@@ -86,12 +88,14 @@ class Crew:
 
     def find(self, reuse: Reuse, slot: Optional[Slot]) -> Optional[_Member]:
         """One that is idle and may serve once more, on this slot. Under the engine's lock."""
-        for index in range(len(self._idle) - 1, -1, -1):
-            member = self._idle[index]
-            if member.is_free_for(slot) and (
+        wanted = self._read_credentials()
+        for member in reversed(self._idle.copy()):
+            if member.credentials != wanted:
+                self.part_with(member)
+            elif member.is_free_for(slot) and (
                 reuse.max_tasks is None or member.served < reuse.max_tasks
             ):
-                del self._idle[index]
+                self._idle.remove(member)
                 return member
         return None
 
@@ -114,8 +118,10 @@ class Crew:
                 receipt = slots.open_receipt()
             undo.callback(slots.close_receipt, receipt)
             post = Post(channel.reply, receiving.fileno(), begun, receipt)
+            member_credentials = self._read_credentials()
             worker = self.launcher.hire(post)
             member = _Member(self, worker, requests, channel, begun=begun, receipt=receipt)
+            member.credentials = member_credentials
             with self.engine.lock:
                 member.attend()
             undo.pop_all()
@@ -218,6 +224,7 @@ class _Member:
         self.receipt: Optional[int] = receipt  # None once it has been left to a slot
         self.slot: Optional[Slot] = None  # the last that was handed over to it
         self.served = 0  # how much work it was sent
+        self.credentials: object = None  # those with which it was started
         self._crew = crew
         self._attended = False
         self._begun = begun

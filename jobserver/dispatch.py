@@ -19,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Generator
 from typing import Any, Final, Optional, Union
 
-from . import finishing, hints, pauses, worker
+from . import credentials, finishing, hints, pauses, worker
 from .awaiting import AwaitedEvent, AwaitedFuture, Wait
 from .errors import LostResult
 from .finishing import Breakage, described, fail, finish, lost_worker
@@ -61,6 +61,7 @@ class Dispatch(Group):
         self.owned: Final = owned
         self.made_in: Final = os.getpid()
         self._origin: Optional[Origin] = None
+        self._former: list[Origin] = []  # of other credentials, with work that may run still
         self._routine: Optional[Routine] = None  # what runs in the thread
         self._changed = False
         self._waits: dict[object, Union[Wait, AwaitedEvent]] = {}
@@ -79,6 +80,9 @@ class Dispatch(Group):
     def submit(self, work: Union[Work, Series]) -> AwaitedFuture[object]:
         """Queue work. RuntimeError after `close`, BrokenProcessPool when broken."""
         routine: Optional[Routine] = None
+        origin = self._origin
+        if origin is not None and origin.credentials != credentials.current():
+            self._replace(origin)
         try:
             with self.resources.engine.step:
                 self._check_usable()
@@ -190,6 +194,26 @@ class Dispatch(Group):
         finishing.at_exit(self)
         routine.start()
         logger.debug("executor %x: started", id(self))
+
+    def _replace(self, former: Origin) -> None:
+        """Have other workers than those of other credentials, of which running work goes on."""
+        with self.resources.engine.lock:
+            self._check_usable()
+        # Capabilities and namespaces are a thread's: the thread starts again from this one.
+        pauses.alone(lambda: self._exchange(former))
+
+    def _exchange(self, former: Origin) -> None:
+        resources = self.resources
+        origin = Origin(resources.engine, resources.context, self.settings)
+        with resources.engine.lock:
+            wanted = self._origin is former
+            if wanted:
+                self._origin = origin
+                self._former.append(former)
+        if wanted:
+            former.retire()
+        else:  # another thread was first, or the executor has ended
+            origin.close()
 
     def _undo_start(self, routine: Routine, error: BaseException) -> None:
         """Be as unused as before; what others have submitted meanwhile fails."""
@@ -469,4 +493,6 @@ class Dispatch(Group):
             origin, self._origin = self._origin, None
             if origin is not None:
                 steps.callback(origin.close)
+            while self._former:
+                steps.callback(self._former.pop().close)
             self.settings = Settings()  # what the initializer was given is let go of as well

@@ -40,6 +40,7 @@ _NUMBER: Final = struct.Struct("q")
 # What the forker is asked for.
 _WORK: Final = b"w"
 _SERVE: Final = b"s"
+_RETIRE: Final = b"r"  # to fork no more, and to end when its workers have ended
 
 
 class ForkerLost(Exception):
@@ -103,6 +104,13 @@ class Forker:
                 forks.close(write)
             raise
 
+    def retire(self) -> None:
+        """Have it end when its workers have; `close` then waits for that."""
+        with self._lock:
+            with contextlib.suppress(ConnectionError):
+                self._socket.sendall(_RETIRE)
+            forks.close_socket(self._socket)
+
     def close(self) -> None:
         """End it, once its workers have ended."""
         forks.close_socket(self._socket)
@@ -144,12 +152,17 @@ def _serve(theirs: socket.socket) -> None:
         worker.received = rest
         worker.run_received(_Held(reply), _Held(first))
 
-    while True:
+    retired = False
+    while not retired or forked:
         for key, _ in selector.select():
             if key.fileobj is theirs:
                 message, fds, _, _ = socket.recv_fds(theirs, 1, serving.MOST_DESCRIPTORS)
                 if not message:
                     return
+                if message == _RETIRE:
+                    retired = True
+                    selector.unregister(theirs)
+                    continue
                 reply, status, first, *rest = fds
                 forks.private(status)
                 try:

@@ -1,4 +1,4 @@
-"""multiprocessing's forkserver: started so that it works, and forgotten in a forked child."""
+"""multiprocessing's forkserver: started so that it works, and left where it must not be used."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from multiprocessing import util
-from typing import Any, Final
+from multiprocessing import process, util
+from typing import Any, Final, Optional
 
-from . import signals
+from . import credentials, forks, signals
 
 _MODULE: Final = "multiprocessing.forkserver"
 _UNBLOCK: Final = "import signal; signal.pthread_sigmask(signal.SIG_SETMASK, ()); "
 
 _lock = threading.RLock()
+
+# The forkserver in use (None before it has started), and the credentials with which it was started.
+_server: Optional[tuple[Optional[int], object]] = None
 
 
 def start_unblocked() -> None:
@@ -60,3 +63,38 @@ def forget() -> None:
         if server._forkserver_alive_fd is not None:
             os.close(server._forkserver_alive_fd)
         server._forkserver_alive_fd = server._forkserver_pid = server._forkserver_address = None
+
+
+def leave_other() -> None:
+    """Have multiprocessing start another forkserver if this one has other credentials.
+
+    The old one serves nobody from here on. It ends with this process: its workers, and processes
+    that the program started, need it until they end.
+    """
+    global _server
+    from multiprocessing import forkserver
+
+    # As in `forget`.
+    server: Any = vars(forkserver)["_forkserver"]
+    now = credentials.current()
+    with server._lock:
+        pid = server._forkserver_pid
+        if pid is not None:
+            if _server is not None and _server[0] in (None, pid):
+                same = _server[1] == now
+            else:  # somebody else has started it
+                same = credentials.are_those_of(pid)
+            if not same:
+                forks.private(server._forkserver_alive_fd)
+                server._forkserver_alive_fd = None
+                server._forkserver_pid = server._forkserver_address = pid = None
+                _leave_directory()
+        _server = pid, now
+
+
+def _leave_directory() -> None:
+    """Have multiprocessing make another directory for sockets if this user cannot use the old."""
+    config: dict[str, Any] = vars(process.current_process())["_config"]
+    directory = config.get("tempdir")
+    if directory is not None and not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+        del config["tempdir"]

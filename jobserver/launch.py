@@ -210,6 +210,8 @@ class ContextLauncher:
         self, target: Callable[..., object], reply: _Handed, *others: object
     ) -> Servant:
         for attempt in range(1, _STARTS + 1):
+            if self._method == "forkserver":
+                forkservers.leave_other()
             try:
                 process = self.start(target, (reply, *others))
             except EOFError:

@@ -7,7 +7,7 @@ from typing import Final, Optional
 
 import attrs
 
-from . import pauses, program, worker
+from . import credentials, pauses, program, worker
 from .crew import Crew
 from .engine import Engine
 from .forker import Forker
@@ -21,6 +21,8 @@ class Origin:
 
     def __init__(self, engine: Engine, context: BaseContext, settings: Settings) -> None:
         """Workers see the process as it is now. Forks under start method fork."""
+        # Those of the thread that submits: the executor's thread may have others.
+        self.credentials: Final = credentials.current()
         self._forker: Optional[Forker] = None
         if context.get_start_method() == "fork":
             pauses.alone(lambda: self._fork(settings))
@@ -33,11 +35,19 @@ class Origin:
             launcher = ContextLauncher(context, program.current())
         self.settings: Final = settings
         # Its own: nobody else's work is to come after its initializer.
-        self.crew: Final = Crew(engine, launcher)
+        self.crew: Final = Crew(engine, launcher, read_credentials=lambda: None)
 
     def _fork(self, settings: Settings) -> None:
         with shielded():
             self._forker = Forker(settings.preexec)
+
+    def retire(self) -> None:
+        """Start nothing more. What runs goes on; `close` is to follow once that is over."""
+        try:
+            self.crew.close()
+        finally:
+            if self._forker is not None:
+                self._forker.retire()
 
     def close(self) -> None:
         """End the workers, which have nothing to do any more, and what forks them."""

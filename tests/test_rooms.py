@@ -36,6 +36,7 @@ ROOMS = (
     "forks",
     "parcels",
     "cpus",
+    "credentials",
     "make",
     "environment",
     "ancestors",
