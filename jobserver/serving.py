@@ -8,9 +8,9 @@ where its parent sees that, before it looks at the work.
 
 from __future__ import annotations
 
+import _socket
 import os
 import pickle
-import select
 import socket
 import struct
 import sys
@@ -58,12 +58,15 @@ def serve_inherited(reply: int, requests: int, begun: int, receipt: int = -1) ->
     """In a forked worker, with the descriptors of a `Post`."""
     global _requests, _begun, _copied
     _copied = False
-    _requests = socket.socket(fileno=requests)
+    # Not the class of `socket`, which gevent replaces: under it, a wait here would go on with the
+    # greenlets of which this process has copies. For type checkers it is that class.
+    received: socket.socket = _socket.socket(fileno=requests)  # type: ignore[assignment]
+    _requests = received
     _begun = begun
     worker.answering = reply
     worker.receipt = receipt if receipt >= 0 else None
     try:
-        _serve(reply, _requests)
+        _serve(reply, received)
     finally:
         _close()
 
@@ -83,13 +86,11 @@ def serve_received(*descriptors: worker.Detachable) -> None:
 
 
 def _serve(reply: int, requests: socket.socket) -> None:
-    waiting = select.poll()
-    waiting.register(requests, select.POLLIN)
     idle: Optional[int] = None  # the first work is on its way
     number = 0
     while True:
         try:
-            if not waiting.poll(idle):
+            if not _is_readable(requests, idle):
                 return
             request = receive(requests)
         except KeyboardInterrupt:
@@ -100,6 +101,20 @@ def _serve(reply: int, requests: socket.socket) -> None:
         number += 1
         if _run(request, reply, number):
             return
+
+
+def _is_readable(requests: socket.socket, timeout: Optional[int]) -> bool:
+    """Wait for so many milliseconds (None: without end)."""
+    if timeout is None:
+        return True  # to receive waits as well
+    requests.settimeout(timeout / 1000)
+    try:
+        requests.recv(1, socket.MSG_PEEK)
+    except (socket.timeout, BlockingIOError):
+        return False
+    finally:
+        requests.settimeout(None)
+    return True
 
 
 def receive(requests: socket.socket) -> Optional[Request]:
