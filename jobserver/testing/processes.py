@@ -7,6 +7,7 @@ import ctypes
 import os
 import select
 import signal
+import stat
 import time
 from pathlib import Path
 from typing import Final, Optional
@@ -187,9 +188,14 @@ def is_stopped(pid: int) -> bool:
 
 
 def connections_of(pid: int) -> set[str]:
-    """The pipes and the ends of sockets that a process has."""
-    names = descriptors_of(pid).values()
-    return {name for name in names if name.startswith(("pipe:", "socket:"))}
+    """The pipes, those with a name too, and the ends of sockets that a process has."""
+    found: set[str] = set()
+    for fd, name in descriptors_of(pid).items():
+        with contextlib.suppress(FileNotFoundError):  # it is closed by now
+            mode = os.stat(f"/proc/{pid}/fd/{fd}").st_mode
+            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+                found.add(name)
+    return found
 
 
 def descriptors_of(pid: Optional[int] = None) -> dict[str, str]:

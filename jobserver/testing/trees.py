@@ -1239,10 +1239,9 @@ MACHINES: Final[dict[str, type[Trees]]] = {each.method: each for each in (Forked
 
 def _start_helpers(method: str) -> None:
     """What multiprocessing keeps until the interpreter ends is there before anything is counted."""
-    if method != "fork":
-        from multiprocessing import resource_tracker
+    from multiprocessing import resource_tracker
 
-        resource_tracker.ensure_running()
+    resource_tracker.ensure_running()
     if method == "forkserver":
         from multiprocessing import forkserver
 
