@@ -250,7 +250,8 @@ def test_many_submissions_do_not_fill_a_wake_up_pipe(tmp_path: Path) -> None:
             # A pipe holds 65,536 bytes.
             futures = [executor.submit(identity, None) for _ in range(70_000)]
             deadline = time.monotonic() + PATIENCE
-            for future in futures:
+            # The first has the slot that is free: it has begun.
+            for future in futures[1:]:
                 assert future.cancel()
                 assert time.monotonic() < deadline, "a cancellation costs more, the more is pending"
         finally:
