@@ -162,9 +162,11 @@ def _helpers_started() -> None:
     # A shell that starts this in the background has it ignore SIGINT, and all that it starts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # nohup does so with SIGHUP.
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # So it does with SIGQUIT, and nohup with SIGHUP.
+    for name in ("SIGHUP", "SIGQUIT"):
+        signum = getattr(signal, name, None)
+        if signum is not None and signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
     # Nor has whoever runs the tests by make anything to do with how many slots they have.
     os.environ.pop("MAKEFLAGS", None)
     resource_tracker.ensure_running()
