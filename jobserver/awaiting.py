@@ -1,9 +1,9 @@
 """Futures of the standard library that tell when somebody waits for them.
 
 An executor in a process that itself holds a slot may run work on that slot, but only while the
-process waits for the work, and so computes nothing. `Future.result` can be overridden to tell
-that; `concurrent.futures.wait` and `as_completed` leave a waiter in each future and wait for the
-waiter's event, so the event tells it.
+process waits for the work, and so computes nothing: see `lending`. `Future.result` can be
+overridden to tell that; `concurrent.futures.wait` and `as_completed` leave a waiter in each future
+and wait for the waiter's event, so the event tells it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Generator
-from contextlib import AbstractContextManager
-from typing import Any, Generic, Optional, Protocol, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Generic, Optional, Protocol, TypeVar
 
 from . import worker
+
+if TYPE_CHECKING:
+    from .lending import Lending
 
 T = TypeVar("T")
 
@@ -24,8 +26,9 @@ T = TypeVar("T")
 class Runner(Protocol):
     """What runs the work of these futures."""
 
-    def awaited(self, wait: Union[Wait, AwaitedEvent]) -> AbstractContextManager[None]:
-        """Somebody waits, within, for work that it runs."""
+    @property
+    def lending(self) -> Lending:
+        """What is told of those who wait for the work."""
         ...
 
     def prune(self, future: AwaitedFuture[Any]) -> None:
@@ -36,12 +39,12 @@ class Runner(Protocol):
 class Wait:
     """Somebody waits for a future, or until a thread ends."""
 
-    def __init__(self, future: Optional[concurrent.futures.Future[Any]] = None) -> None:
+    def __init__(self, future: Optional[AwaitedFuture[Any]] = None) -> None:
         self._future = future
 
     def goes_on(self) -> bool:
         """Whether what is waited for is still to come."""
-        return self._future is None or not self._future.done()
+        return self._future is None or not self._future.is_done()
 
 
 class AwaitedEvent(threading.Event):
@@ -50,6 +53,7 @@ class AwaitedEvent(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self.runners: weakref.WeakSet[Runner] = weakref.WeakSet()
+        self.key: int = 0  # tells those who ask for the same work again
 
     def goes_on(self) -> bool:
         return not self.is_set()
@@ -57,8 +61,12 @@ class AwaitedEvent(threading.Event):
     def wait(self, timeout: Optional[float] = None) -> bool:
         with contextlib.ExitStack() as stack:
             for runner in list(self.runners):
-                stack.enter_context(runner.awaited(self))
-            return super().wait(timeout)
+                stack.enter_context(runner.lending.awaited(self))
+            is_set = super().wait(timeout)
+        if not is_set:
+            for runner in list(self.runners):
+                runner.lending.polled(self.key)
+        return is_set
 
 
 class _Waiter(Protocol):
@@ -74,9 +82,10 @@ class _Waiters(list[W], Generic[W]):
     The standard library has no hook for that. A waiter is appended before anybody waits for it.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, key: int) -> None:
         super().__init__()
         self._runner = weakref.ref(runner)
+        self._key = key
 
     def append(self, waiter: W) -> None:
         runner = self._runner()
@@ -84,6 +93,7 @@ class _Waiters(list[W], Generic[W]):
             if not isinstance(waiter.event, AwaitedEvent):
                 waiter.event = AwaitedEvent()
             waiter.event.runners.add(runner)
+            waiter.event.key = waiter.event.key or self._key
         super().append(waiter)
 
 
@@ -99,7 +109,7 @@ class AwaitedFuture(concurrent.futures.Future[T]):
         # Only a worker can have a slot to lend to whom it waits for.
         self._tells = worker.answering is not None
         if self._tells:
-            self._waiters = _Waiters(runner)
+            self._waiters = _Waiters(runner, id(self))
 
     def result(self, timeout: Optional[float] = None) -> T:
         if not self._tells:
@@ -115,6 +125,29 @@ class AwaitedFuture(concurrent.futures.Future[T]):
         with self._awaited():
             return super().exception(timeout)
 
+    def is_done(self) -> bool:
+        """As `done`, for those who do not wait for it."""
+        return super().done()
+
+    def done(self) -> bool:
+        done = super().done()
+        if self._tells and not done:
+            self._poll()
+        return done
+
+    def running(self) -> bool:
+        running = super().running()
+        if self._tells and not running:
+            self._poll()
+        return running
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
+        runner = self._runner() if self._tells and not super().done() else None
+        first = None if runner is None else runner.lending.called_back(id(self))
+        if first is not None:
+            super().add_done_callback(first)
+        super().add_done_callback(fn)
+
     def cancel(self) -> bool:
         cancelled = super().cancel()
         runner = self._runner()
@@ -125,8 +158,16 @@ class AwaitedFuture(concurrent.futures.Future[T]):
     @contextlib.contextmanager
     def _awaited(self) -> Generator[None, None, None]:
         runner = self._runner()
-        if runner is None or self.done():
+        if runner is None or super().done():
             yield
             return
-        with runner.awaited(Wait(self)):
-            yield
+        try:
+            with runner.lending.awaited(Wait(self)):
+                yield
+        finally:
+            self._poll()
+
+    def _poll(self) -> None:
+        runner = self._runner()
+        if runner is not None and not super().done():
+            runner.lending.polled(id(self))

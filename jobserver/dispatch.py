@@ -16,15 +16,15 @@ import logging
 import os
 import signal
 from collections import OrderedDict, deque
-from collections.abc import Generator
 from typing import Any, Final, Optional, Union
 
 from . import credentials, finishing, hints, pauses, worker
-from .awaiting import AwaitedEvent, AwaitedFuture, Wait
+from .awaiting import AwaitedFuture, Wait
 from .errors import LostResult
 from .finishing import Breakage, described, fail, finish, lost_worker
 from .forker import ForkerLost
 from .future import outcome_of
+from .lending import Lending
 from .lifecycle import State
 from .origin import Origin
 from .parcels import NotPicklable, pickling_error
@@ -64,7 +64,7 @@ class Dispatch(Group):
         self._former: list[Origin] = []  # of other credentials, with work that may run still
         self._routine: Optional[Routine] = None  # what runs in the thread
         self._changed = False
-        self._waits: dict[object, Union[Wait, AwaitedEvent]] = {}
+        self.lending: Lending = Lending(resources.engine, self.pending)
         self._futures: dict[Run, AwaitedFuture[object]] = {}
         self._begun: deque[tuple[AwaitedFuture[object], Work, Slot]] = deque()
         self._in_hand: Optional[AwaitedFuture[object]] = None  # being launched
@@ -119,26 +119,10 @@ class Dispatch(Group):
         """Forget pending work that was cancelled, and tell those who wait for it."""
         with self.resources.engine.lock:
             pruned = self.pending.pop(future, None)
+        self.lending.forget(id(future))
         if pruned is not None:
             future.set_running_or_notify_cancel()
             self.tell()
-
-    @contextlib.contextmanager
-    def awaited(self, wait: Union[Wait, AwaitedEvent]) -> Generator[None, None, None]:
-        """Somebody waits, within, for work of this executor."""
-        # Only a process that runs work on a slot has one to lend to whom it waits for.
-        if worker.held is None:
-            yield
-            return
-        key = object()
-        with self.resources.engine.lock:
-            self._waits[key] = wait
-        try:
-            self.tell()
-            yield
-        finally:
-            with self.resources.engine.lock:
-                del self._waits[key]
 
     def close(self, *, cancel: bool = False) -> None:
         """Accept nothing more; let the thread end when all is done. Idempotent."""
@@ -160,7 +144,7 @@ class Dispatch(Group):
         routine = self._routine
         if routine is None or not self.is_usable_here() or routine.is_current():
             return
-        with self.awaited(Wait()):
+        with self.lending.awaited(Wait()):
             routine.join()
 
     def is_usable_here(self) -> bool:
@@ -270,7 +254,7 @@ class Dispatch(Group):
             if pauses.is_wanted():
                 return False
             paused = engine.clock() < self._pause
-            until = self._pause if paused and self.pending else None
+            until = self._pause if paused and self.pending else self.lending.next_look()
             self._inherits = True
             engine.wait(
                 functools.partial(self._ready, paused),
@@ -318,7 +302,7 @@ class Dispatch(Group):
             return False  # there is none to be had when all are this executor's own
         try:
             slot = slots.take()
-            if slot is None and any(wait.goes_on() for wait in self._waits.values()):
+            if slot is None and self.lending.allowed():
                 # Somebody of this process waits for this work and computes nothing: it can run
                 # on the slot on which the process itself runs, if it does.
                 slot = slots.lend()
@@ -420,6 +404,7 @@ class Dispatch(Group):
         """Finish a future with what its run ended with."""
         if run is self._lent:
             self._lent = None
+        self.lending.forget(id(future))
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("executor %x: worker %s has ended", id(self), run.worker.pid)
         failure: BaseException

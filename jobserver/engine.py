@@ -27,6 +27,7 @@ from .lifecycle import State
 from .poller import KernelPoller
 from .protocols import Clock, Poller, Slot, SlotSource
 from .run import Run
+from .waits import Waits
 
 # Who dies holding a slot wakes nobody, so whoever waits for one looks again after a while.
 _FIRST_LOOK: Final = 0.02  # seconds; then twice as long each time
@@ -154,6 +155,7 @@ class Engine:
         self._late: set[Run] = set()  # those of them that are over but for their slot
         self._unbegun: list[Run] = []  # those that are to have another worker
         self._attended: dict[int, Attended] = {}  # by the descriptor that tells of them
+        self.waits: Waits = Waits()
         self.users: int = 1
         self._closed = False
         self._ending: Optional[int] = None  # the signal that ends this process
@@ -368,6 +370,7 @@ class Engine:
         self._unbegun = []
         self._ending = None
         self._attended = {}
+        self.waits = Waits()
         self._leader = None
         self._followers = []
         self._slot_watched = False

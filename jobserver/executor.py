@@ -10,6 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Callable, NoReturn, Optional, TypeVar, Union, cast
 
@@ -26,6 +27,7 @@ from .series import Series
 from .server import Jobserver, share
 from .settings import Reuse, as_int
 from .slots import LIMIT
+from .waiting import Waiting
 from .worker import run_chunk
 
 if TYPE_CHECKING:
@@ -136,6 +138,14 @@ class JobserverExecutor(concurrent.futures.Executor):
         # The results are those of `fn`.
         results = _results(futures, submitted, chunksize != 1, deadline)
         return cast("Iterator[T]", itertools.chain.from_iterable(results))
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """As `Jobserver.waiting`: within the block this thread computes nothing.
+
+        For waits that the Futures cannot see: on a callback, a queue, another library's barrier. It
+        can be entered after `shutdown` as well.
+        """
+        return Waiting(self._dispatch.resources.engine)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept nothing more; with `wait`, return when everything has finished.

@@ -143,6 +143,11 @@ class SlotSource(Protocol):
         """The slot on which the calling process itself runs, or None when it has none to lend."""
         ...
 
+    @property
+    def lent(self) -> Optional[Slot]:
+        """The slot that came from `lend` and is not back, nor relieved."""
+        ...
+
     def is_lent(self, slot: Optional[Slot]) -> bool:
         """Whether the slot came from `lend`, and is not relieved."""
         ...
@@ -188,6 +193,10 @@ class SlotSource(Protocol):
         False when it is a lent slot on which somebody runs whom a lost worker left behind; then it
         is to be given back again after a while.
         """
+        ...
+
+    def places(self) -> frozenset[int]:
+        """Where slots are held; other places when a slot has moved, as far as can be told."""
         ...
 
     def audit(self) -> int:

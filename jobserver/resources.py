@@ -211,10 +211,15 @@ class Resources:
         slots = self.engine.slots
         held: list[Slot] = []
 
+        waits = self.engine.waits
+
         def take() -> Optional[Slot]:
-            # Without a deadline, the slot on which this process itself runs will do.
             slot = slots.take()
-            return slots.lend() if slot is None and deadline is None else slot
+            # Without a deadline, the slot on which this process itself runs will do. With one, if
+            # another thread says that it computes nothing.
+            if slot is None and (deadline is None or waits.declared) and not waits.wants_slot_back:
+                slot = slots.lend()
+            return slot
 
         try:
             self._admit(held, settings, take if consume else None, deadline)
@@ -224,7 +229,7 @@ class Resources:
         except BaseException:
             self.put_back(held)
             raise
-        if slots.is_lent(slot):
+        if deadline is None and slots.is_lent(slot):
             self._until_relieved(run)
         return run
 

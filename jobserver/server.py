@@ -32,6 +32,7 @@ from .make import NoJobserver, find_jobs
 from .mapping import Results, calls_of
 from .resources import Resources, join
 from .slots import LIMIT, SlotPool
+from .waiting import Waiting
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -362,6 +363,24 @@ class Jobserver:
 
         sharing.check_style(style)
         return sharing.share(self._resources, self._settings, style)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """A block in which this thread computes nothing, so its process's slot may be used.
+
+            with js.waiting():
+                queue.get()  # put by a callback of work that this process has submitted
+
+        In a full tree, work that waits for its own nested work by other means than `result`, `wait`
+        and the like would wait for ever: its slot is the one that the nested work needs. Within the
+        block, pending work of this process's executors may run on that slot, and so may what other
+        threads submit with a timeout. However many threads wait, it is one slot. Blocks can be
+        nested. Where no slot is held, as in the main program, a block does nothing.
+
+        The end of the outermost block gives the slot back to this thread: it waits until the work
+        on it has ended or has a slot of its own. Raises RuntimeError when the Jobserver is closed.
+        """
+        self._resources.check_open()
+        return Waiting(self._resources.engine)
 
     def reclaim_resources(self) -> None:
         """Free what has finished and run its callbacks; the cost is that of what has finished.

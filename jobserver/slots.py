@@ -192,6 +192,10 @@ class SlotPool:
         self.out += slot is not None
         return slot
 
+    @property
+    def lent(self) -> Optional[Slot]:
+        return self._lent
+
     def is_lent(self, slot: Optional[Slot]) -> bool:
         return slot is not None and slot is self._lent
 
@@ -307,6 +311,10 @@ class SlotPool:
                 self.kernel.leave()
         return True
 
+    def places(self) -> frozenset[int]:
+        """Where slots are held: it changes when one goes from one process to another."""
+        return frozenset(self._blocks()) if self.recovers else frozenset()
+
     def audit(self) -> int:
         """Recover the slots of the dead: how many that were. None while others are in the gate."""
         kernel = self.kernel
@@ -419,15 +427,19 @@ class SlotPool:
         return missing
 
     def _receipts(self) -> int:
-        """How many slots are held: in how many blocks there is somebody."""
-        held = 0
+        """How many slots are held."""
+        return len(self._blocks())
+
+    def _blocks(self) -> list[int]:
+        """The slots that are held: the ends of the blocks in which there is somebody."""
+        held: list[int] = []
         spans = [(0, PLACES)]
         while spans:
             start, stop = spans.pop()
             found = self.kernel.find(start, stop) if start < stop else None
             if found is not None:
                 # Which one is found is up to the kernel: Linux keeps them in no useful order.
-                held += 1
+                held.append(_end(found))
                 spans += (start, _end(found) - DEPTHS), (_end(found), stop)
         return held
 

@@ -48,6 +48,7 @@ SIGNATURES = [
     (Jobserver.from_environ, "(context=None)"),
     (Jobserver.drain, "(self, timeout=None)"),
     (Jobserver.reclaim_resources, "(self)"),
+    (Jobserver.waiting, "(self)"),
     (Jobserver.replace_preexec, "(self, fn, /, *args, **kwargs)"),
     (Jobserver.replace_workers, "(self, max_tasks=None, idle=10.0)"),
     (Future.done, "(self, timeout=0)"),
@@ -59,6 +60,7 @@ SIGNATURES = [
         JobserverExecutor.map,
         "(self, fn, *iterables, timeout=None, chunksize=1, buffersize=None)",
     ),
+    (JobserverExecutor.waiting, "(self)"),
     (JobserverExecutor.shutdown, "(self, wait=True, *, cancel_futures=False)"),
 ]
 

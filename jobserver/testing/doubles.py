@@ -477,6 +477,13 @@ class VirtualSlots:
         self._lent = Slot(b"")
         return self._lent
 
+    @property
+    def lent(self) -> Optional[Slot]:
+        return self._lent
+
+    def places(self) -> frozenset[int]:
+        return frozenset()
+
     def is_lent(self, slot: Optional[Slot]) -> bool:
         return slot is not None and slot is self._lent
 

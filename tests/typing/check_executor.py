@@ -83,6 +83,8 @@ def map_(executor: JobserverExecutor) -> None:
 def block() -> None:
     with JobserverExecutor(2) as executor:
         assert_type(executor, JobserverExecutor)
+        with executor.waiting() as nothing:
+            assert_type(nothing, None)
         executor.shutdown()
         executor.shutdown(False)
         executor.shutdown(wait=False, cancel_futures=True)

@@ -135,6 +135,8 @@ def block() -> None:
     with Jobserver("fork", 1) as js:
         assert_type(js, Jobserver)
         assert_type(js(never), Future[NoReturn])
+        with js.waiting() as nothing:
+            assert_type(nothing, None)
         js.reclaim_resources()
         js.drain()
         js.drain(timeout=1.5)
