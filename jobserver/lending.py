@@ -186,6 +186,7 @@ class Lending:
         self._still_since = 0.0
         self._length = _WINDOW
         self._guessed = False
+        self._moved = False  # whether this process itself has seen something move, since a guess
 
     @contextlib.contextmanager
     def awaited(self, wait: Wait) -> Generator[None, None, None]:
@@ -231,6 +232,7 @@ class Lending:
         self._loops.pop(work, None)
         self._quiet = 0
         self._soon = _QUIET_LOOKS
+        self._moved = True
 
     def _tell(self) -> None:
         """Have the executor's thread look again, if it has work that could run."""
@@ -248,6 +250,7 @@ class Lending:
             return True
         told = (*tuple(self._waits.values()), *set(self._loops.values()))
         if any(wait.goes_on() for wait in told):
+            self._moved = True  # what comes after this wait is another one
             return True
         return self._sees() or self._guess()
 
@@ -289,8 +292,10 @@ class Lending:
         self._length = max(_WINDOW, _LOOKS * (time.monotonic() - now))
         if not idle:
             self._guessed = False
-        # After a long time without a look, nothing is known of the time in between.
-        if not idle or places != self._places or elapsed > _STILL:
+        # After a long time without a look, nothing is known of the time in between. And looks that
+        # come between one wait and the next, always at the same point, see the same places.
+        moved, self._moved = self._moved, False
+        if not idle or moved or places != self._places or elapsed > _STILL:
             self._places, self._still_since = places, now
         elif not self._guessed and now - self._still_since >= _STILL:
             self._guessed = True
