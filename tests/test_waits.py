@@ -159,9 +159,12 @@ def test_waits_that_nobody_can_see(method: str) -> None:
     assert seconds >= 0.5
 
 
-def test_two_wide_waits_that_nobody_can_see() -> None:
+def test_two_wide_waits_that_nobody_can_see(tmp_path: Path) -> None:
+    marks = [str(tmp_path / "one"), str(tmp_path / "other")]
     with Jobserver("fork", 2) as js:
-        futures = [js(work.wait_unseen, js, 3, 2.0) for _ in range(2)]
+        futures = [
+            js(work.wait_unseen, js, 3, 2.0, own, other) for own, other in (marks, marks[::-1])
+        ]
         outcomes = [future.result(PATIENCE) for future in futures]
     assert [outcome[0] for outcome in outcomes] == [[0, 1, 2]] * 2
     assert sum(len(outcome[1]) for outcome in outcomes) in (1, 2)

@@ -137,9 +137,17 @@ def fan_out(js: Jobserver, count: int, means: str) -> tuple[list[int], list[str]
         return [future.result() for future in futures], warnings.texts
 
 
-def wait_unseen(js: Jobserver, count: int, still: float) -> tuple[list[int], list[str], float]:
-    """As `fan_out`, but nobody can see that it waits; and how many seconds that took."""
+def wait_unseen(
+    js: Jobserver, count: int, still: float, own: str = "", other: str = ""
+) -> tuple[list[int], list[str], float]:
+    """As `fan_out`, but nobody can see that it waits; and how many seconds that took.
+
+    `own` is a file that it makes first, and `other` one that it waits for: then the tree is full.
+    """
     bound_this_process()
+    if own:
+        touch(own)
+        await_file(other)
     warnings = Warnings()
     _set_last_resort(still)
     executor = JobserverExecutor(js)
