@@ -211,11 +211,11 @@ def test_what_cannot_be_pickled_does_not_hold_a_shutdown_up(method: str) -> None
     ("cls", "kind"),
     [
         (work.RaisesWhenDumped, Exception),
-        (work.ExitsWhenDumped, Exception),
+        (work.ExitsWhenDumped, SystemExit),
         (work.KillsWhenDumped, BrokenProcessPool),
     ],
 )
-def test_faults_of_a_result(method: str, cls: type[object], kind: type[Exception]) -> None:
+def test_faults_of_a_result(method: str, cls: type[object], kind: type[BaseException]) -> None:
     with executor_for(method, 2) as executor:
         assert isinstance(executor.submit(work.make, cls).exception(PATIENCE), kind)
 
