@@ -141,7 +141,8 @@ def _say(text: str) -> None:
     sys.stderr.write(f"jobserver: {text}\n")
 
 
-def _end() -> NoReturn:
+def script() -> NoReturn:
+    """The console script `jobserver`: run it, and end as its command did."""
     try:
         status = main()
     except KeyboardInterrupt:
@@ -152,4 +153,4 @@ def _end() -> NoReturn:
 
 
 if __name__ == "__main__":
-    _end()
+    script()
