@@ -24,13 +24,21 @@ from typing import (
 import attrs
 
 from . import hints
-from . import settings as s
 from .chunks import Chunksize, check_chunksize
 from .cpus import usable_cpus
 from .future import Future
 from .make import NoJobserver, find_jobs
 from .mapping import Results, calls_of
 from .resources import Resources, join
+from .settings import (
+    EnvPairs,
+    Gate,
+    Settings,
+    as_int,
+    check_positive,
+    check_seconds,
+    check_timeout,
+)
 from .slots import LIMIT, SlotPool
 from .waiting import Waiting
 
@@ -52,7 +60,7 @@ Context = Union[str, BaseContext, None]
 _NO_KWARGS: Final[Mapping[str, object]] = MappingProxyType({})
 
 
-@attrs.frozen(init=False, eq=False, repr=False, getstate_setstate=False)
+@attrs.frozen(init=False, eq=False, repr=False, getstate_setstate=False, match_args=False)
 class Jobserver:
     """Runs functions in other processes under a fixed number of slots.
 
@@ -72,7 +80,7 @@ class Jobserver:
     """
 
     _resources: Resources
-    _settings: s.Settings
+    _settings: Settings
 
     def __init__(self, context: Context = None, slots: Optional[int] = None) -> None:
         chosen = _context(context)
@@ -80,7 +88,7 @@ class Jobserver:
             resources = _join_or_create(chosen)
         else:
             resources = _create(chosen, _check_slots(slots))
-        self._set(resources, s.Settings())
+        self._set(resources, Settings())
 
     @classmethod
     def from_environ(cls, context: Context = None) -> Self:
@@ -90,7 +98,7 @@ class Jobserver:
         all else that the build runs. All that a process makes so share one implicit slot. Raises
         NoJobserver when there is none, or when make has not shared it with this recipe.
         """
-        return cls._make(join(_context(context), os.environ), s.Settings())
+        return cls._make(join(_context(context), os.environ), Settings())
 
     @property
     def slots(self) -> Optional[int]:
@@ -102,7 +110,7 @@ class Jobserver:
         """The multiprocessing context that starts the workers."""
         return self._resources.context
 
-    def revise_env(self, revision: s.EnvPairs) -> Self:
+    def revise_env(self, revision: EnvPairs) -> Self:
         """A new handle whose workers also have these environment variables set.
 
         Merged onto earlier revisions, and applied in the worker before anything else happens
@@ -121,7 +129,7 @@ class Jobserver:
         """
         return self._with(self._settings.replace_preexec(fn, args, kwargs))
 
-    def replace_sleep(self, fn: s.Gate) -> Self:
+    def replace_sleep(self, fn: Gate) -> Self:
         """A new handle that asks `fn()` before it accepts each submission.
 
         None admits; a number >= 0 is how many seconds to sleep before asking again (never past
@@ -140,8 +148,8 @@ class Jobserver:
         Raises TypeError for what is not a number, ValueError for `max_tasks` below 1 and for `idle`
         that is negative or not finite.
         """
-        tasks = None if max_tasks is None else s.check_positive("max_tasks", max_tasks)
-        seconds = s.check_seconds("idle", idle)
+        tasks = None if max_tasks is None else check_positive("max_tasks", max_tasks)
+        seconds = check_seconds("idle", idle)
         return self._with(self._settings.replace_workers(tasks, seconds))
 
     @hints.arguments_by_name
@@ -169,7 +177,7 @@ class Jobserver:
         """
         work = _check_work(fn, args, kwargs)
         count = _check_consume(consume)
-        seconds = s.check_timeout(timeout)
+        seconds = check_timeout(timeout)
         resources = self._resources
         run = resources.submit(self._settings, work, count, resources.engine.deadline(seconds))
         return Future(resources.engine, run)
@@ -206,9 +214,9 @@ class Jobserver:
         cancels nothing.
         """
         _check_callable(fn)
-        seconds = s.check_timeout(timeout)
+        seconds = check_timeout(timeout)
         chunk = check_chunksize(chunksize)
-        buffer = None if buffersize is None else s.check_positive("buffersize", buffersize)
+        buffer = None if buffersize is None else check_positive("buffersize", buffersize)
         self._resources.check_open()
         calls = calls_of(argses, kwargses, lazily=buffer is not None)
         return Results(
@@ -343,7 +351,7 @@ class Jobserver:
             style=style,
             input=input,
             capture_output=capture_output,
-            timeout=s.check_timeout(timeout),
+            timeout=check_timeout(timeout),
             check=check,
             options=options,
         )
@@ -401,7 +409,7 @@ class Jobserver:
         Raises CallbackRaised as `Future.done` does, and the remaining callbacks run at the next
         call; Blocked at the timeout.
         """
-        self._resources.drain(s.check_timeout(timeout))
+        self._resources.drain(check_timeout(timeout))
 
     def __enter__(self) -> Self:
         """Entries are counted over all handles on these slots; the last exit closes them."""
@@ -427,17 +435,17 @@ class Jobserver:
         def __getattr__(self, name: str) -> NoReturn:
             raise hints.no_attribute(self, name, hints.OF_A_JOBSERVER)
 
-    def _with(self, settings: s.Settings) -> Self:
+    def _with(self, settings: Settings) -> Self:
         self._resources.check_open()
         return self._make(self._resources, settings)
 
     @classmethod
-    def _make(cls, resources: Resources, settings: s.Settings) -> Self:
+    def _make(cls, resources: Resources, settings: Settings) -> Self:
         handle = cls.__new__(cls)
         handle._set(resources, settings)
         return handle
 
-    def _set(self, resources: Resources, settings: s.Settings) -> None:
+    def _set(self, resources: Resources, settings: Settings) -> None:
         # The handle is frozen; this is how attrs itself fills it.
         object.__setattr__(self, "_resources", resources)
         object.__setattr__(self, "_settings", settings)
@@ -448,7 +456,7 @@ class Jobserver:
     def __deepcopy__(self, memo: object) -> Self:
         return self.__copy__()
 
-    def __getstate__(self) -> tuple[Resources, s.Settings]:
+    def __getstate__(self) -> tuple[Resources, Settings]:
         assert_spawning(self)
         self._resources.check_open()
         return self._resources, self._settings
@@ -460,7 +468,7 @@ class Jobserver:
         if len(parts) != 2:
             raise ValueError(f"the state of a Jobserver has 2 parts, not {len(parts)}: {state!r}")
         resources, settings = parts
-        if not isinstance(resources, Resources) or not isinstance(settings, s.Settings):
+        if not isinstance(resources, Resources) or not isinstance(settings, Settings):
             raise TypeError(f"malformed state of a Jobserver: {state!r}")
         self._set(resources, settings)
 
@@ -468,7 +476,11 @@ class Jobserver:
         return repr(self._resources)
 
 
-def share(jobserver: Jobserver) -> tuple[Resources, s.Settings]:
+# attrs makes it where `init` is False. Nothing calls it, and `help` would show it to users.
+delattr(Jobserver, "__attrs_init__")
+
+
+def share(jobserver: Jobserver) -> tuple[Resources, Settings]:
     """What an executor on the same slots uses of a handle."""
     return jobserver._resources, jobserver._settings  # pyright: ignore[reportPrivateUsage]
 
@@ -488,7 +500,7 @@ def _context(context: object) -> BaseContext:
 
 
 def _check_slots(slots: object) -> int:
-    count = s.check_positive("slots", slots, " or None")
+    count = check_positive("slots", slots, " or None")
     if count > LIMIT:
         raise ValueError(
             f"slots must be at most {LIMIT} (select.PIPE_BUF: a pipe holds them), not {slots!r}"
@@ -555,7 +567,7 @@ def _check_work(
 
 
 def _check_consume(consume: object) -> int:
-    count = s.as_int(consume)
+    count = as_int(consume)
     if count not in (0, 1):
         raise ValueError(f"consume must be 0 or 1, not {consume!r}")
     return count

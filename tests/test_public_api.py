@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import pickle
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +165,11 @@ def test_lost_result_says_in_words_what_is_known(exitcode: Optional[int], words:
     assert (error.pid, error.exitcode) == (4711, exitcode)
     assert words in str(error)
     assert repr(error) == f"LostResult(pid=4711, exitcode={exitcode})"
+
+
+@pytest.mark.parametrize("kind", [Jobserver, Future, JobserverExecutor])
+def test_help_shows_no_private_machinery(kind: type) -> None:
+    shown = pydoc.plain(pydoc.render_doc(kind))
+    assert kind.__name__ in shown
+    assert "__attrs_init__" not in shown
+    assert not re.search(r"'s\.\w+", shown)  # an annotation through a module's short name
