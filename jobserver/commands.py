@@ -213,6 +213,8 @@ def run(
                 raise ValueError("stdin and input cannot both be used")
             streams["stdin"] = stack.enter_context(_file_of(input, options))
         options = {**options, **streams}
+        if style == "auto" and options.get("user") is not None:
+            style = "pipe"  # another user cannot open the fifo, whose directory is private
         program = None if options.get("shell") else _program(argv, options.get("executable"))
         shared = stack.enter_context(
             share(

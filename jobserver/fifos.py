@@ -5,7 +5,7 @@ now, or another one in a PID namespace. So a pool that programs may be told of i
 start (a name cannot be given to a pipe later). It lies in a directory that only this user can
 read, under a name that is never used again:
 
-    $TMPDIR/jobserver-1000/3f9c...    directory 0700, fifo 0600
+    $TMPDIR/jobserver-1000/3f9c...    directory 0700, fifo 0666 (see `kernel.create`)
 
 * The process that made a fifo removes it when it closes the pool, or at its exit. At its exit it
   removes the directory as well, if that is empty.

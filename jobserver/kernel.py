@@ -373,6 +373,11 @@ def create(pipe: Optional[tuple[int, int]] = None) -> Kernels:
         for fd in (read, write):
             undo.callback(os.close, fd)
             os.set_blocking(fd, False)
+        if sys.platform != "win32":
+            # `reopen` works for a process that has changed its user. Others cannot reach the pipe:
+            # it has no name, or its directory is private. Some platforms refuse this for a pipe.
+            with contextlib.suppress(OSError):
+                os.fchmod(read, 0o666)
         kernel: Kernels
         if HAS_OFD and os.path.exists("/proc/self/fd"):
             gate = os.memfd_create("jobserver-gate", os.MFD_CLOEXEC)

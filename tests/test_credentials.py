@@ -126,3 +126,43 @@ def test_namespaces_of_the_submitting_thread_count(tmp_path: Path) -> None:
 def test_work_that_runs_goes_on_through_a_change(face: str, method: str, tmp_path: Path) -> None:
     what = "user" if method == "fork" else "real user"
     assert printed_by(tmp_path, RUNNING, what, face, method) == "new\n"
+
+
+COMMAND = """
+# Takes a slot from the pipe. It says so, and who it is.
+TAKE = ["sh", "-c", 'auth=${MAKEFLAGS##*=} && head -c 1 /dev/fd/${auth%%,*} | wc -c && id -u']
+
+def drop():
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+
+def take(js, **options):
+    return js.run(TAKE, capture_output=True, check=True, timeout=30, **options).stdout.split()
+
+(who,) = sys.argv[1:]
+with Jobserver("fork", 2) as js:
+    assert take(js, style="pipe") == [b"1", b"0"]
+    if who == "the program":
+        drop()
+        taken = take(js)
+    elif who == "preexec":
+        taken = js.replace_preexec(drop)(take, js).result()
+    else:
+        taken = take(js, user=65534)
+    assert taken == [b"1", b"65534"], taken
+    assert js(pow, 2, 3).result() == 8
+print("taken")
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd/0"), reason="commands are given /proc/self/fd")
+@pytest.mark.parametrize("fifo", [True, False], ids=["fifo", "no fifo"])
+@pytest.mark.parametrize("who", ["the program", "preexec", "the command"])
+def test_a_command_of_another_user_draws_on_the_slots(
+    who: str, fifo: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The program can no longer remove its fifo. No fifo is made where the path has a blank.
+    folder = tmp_path / ("folder" if fifo else "a folder")
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    assert printed_by(tmp_path, COMMAND, who) == "taken\n"
