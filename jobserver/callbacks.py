@@ -42,14 +42,20 @@ def issue(run: Run) -> None:
         try:
             _thread.queue = queue
             _enqueue(queue, run)
-            while queue:
-                _issue_all(queue[0])
-                _dequeue(queue)
+            _issue_queue(queue)
         finally:
             _leave(queue, run)
     finally:
         # Again, as an interrupt can come after the block and before its `finally`.
         _leave(queue, run)
+
+
+def _issue_queue(queue: deque[Run]) -> None:
+    # A function of its own, as is `_issue_claimed`. In CPython 3.13, the jump back of a loop that
+    # ends a `try` is outside it: an interrupt there would pass its `finally` by.
+    while queue:
+        _issue_all(queue[0])
+        _dequeue(queue)
 
 
 def is_calling() -> bool:
@@ -114,13 +120,17 @@ def _issue_all(run: Run) -> None:
             try:
                 if not _claim(run):
                     return
-                while run.callbacks:
-                    _issue_one(run)
+                _issue_claimed(run)
             finally:
                 _release(run)
         finally:
             # Again, as an interrupt can come after the block and before its `finally`.
             _release(run)
+
+
+def _issue_claimed(run: Run) -> None:
+    while run.callbacks:
+        _issue_one(run)
 
 
 def _issue_one(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Callable, Optional
 
 from . import hints
 from .callbacks import is_calling, issue_due
@@ -28,13 +28,23 @@ def drain(engine: Engine, group: Group, deadline: Optional[float]) -> None:
     notify = engine.notify
     group.drains.append(notify)
     try:
-        while engine.wait(ready, deadline):
-            if not group.due:
-                return
-            issue_due(group)
+        drained = _wait_and_issue(engine, group, ready, deadline)
     finally:
         group.drains.remove(notify)
-    raise Blocked(_unfinished(group, engine.clock() - began))
+    if not drained:
+        raise Blocked(_unfinished(group, engine.clock() - began))
+
+
+def _wait_and_issue(
+    engine: Engine, group: Group, ready: Callable[[], bool], deadline: Optional[float]
+) -> bool:
+    """Whether nothing is left before the deadline."""
+    # A function of its own: see `callbacks._issue_queue`.
+    while engine.wait(ready, deadline):
+        if not group.due:
+            return True
+        issue_due(group)
+    return False
 
 
 def _unfinished(group: Group, waited: float) -> str:

@@ -293,22 +293,32 @@ def _results(
 ) -> Iterator[Iterator[object]]:
     """The results, as many at once as have come together; no value is kept once it is taken."""
     try:
-        while futures:
-            remaining = None if deadline is None else deadline - time.monotonic()
-            results = [futures[0].result(remaining)]
-            futures.popleft()
-            futures.extend(itertools.islice(submitted, 1))
-            if chunked:
-                together, apart, _ = cast("wire.Chunk", results.pop())  # of `run_chunk`
-                endings = wire.Endings(together, apart)
-                while endings:
-                    yield endings.take_together()
-                    if endings:
-                        results.append(endings.take())
-                        yield map(results.pop, (-1,))
-            else:
-                yield map(results.pop, (-1,))
+        yield from _each_result(futures, submitted, chunked, deadline)
     finally:
         # The last first: when one that runs is met, what is to follow it in its series is here.
         while futures:
             futures.pop().cancel()
+
+
+def _each_result(
+    futures: deque[AwaitedFuture[object]],
+    submitted: Iterator[AwaitedFuture[object]],
+    chunked: bool,
+    deadline: Optional[float],
+) -> Iterator[Iterator[object]]:
+    # A function of its own: see `callbacks._issue_queue`.
+    while futures:
+        remaining = None if deadline is None else deadline - time.monotonic()
+        results = [futures[0].result(remaining)]
+        futures.popleft()
+        futures.extend(itertools.islice(submitted, 1))
+        if chunked:
+            together, apart, _ = cast("wire.Chunk", results.pop())  # of `run_chunk`
+            endings = wire.Endings(together, apart)
+            while endings:
+                yield endings.take_together()
+                if endings:
+                    results.append(endings.take())
+                    yield map(results.pop, (-1,))
+        else:
+            yield map(results.pop, (-1,))

@@ -87,13 +87,17 @@ class shielded:  # noqa: N801 - used as a statement: `with shielded():`
         """Install the handlers that were there before."""
         # SIGINT last; and should a restored handler raise at once, the others still come back.
         try:
-            while self._saved:
-                signum, handler = self._saved[-1]
-                _setsignal(signum, handler)
-                self._saved.pop()
+            self._restore_each()
         finally:
             if self._saved:
                 self.restore()
+
+    def _restore_each(self) -> None:
+        # A function of its own: see `callbacks._issue_queue`.
+        while self._saved:
+            signum, handler = self._saved[-1]
+            _setsignal(signum, handler)
+            self._saved.pop()
 
 
 def unshielded() -> bool:

@@ -325,6 +325,13 @@ class _Parcel:
             self._file = None
 
 
+def _open_spare(spare: list[int]) -> None:
+    # A function of its own: see `callbacks._issue_queue`.
+    spare += os.pipe()
+    while len(spare) < _NEEDED_TO_START:
+        spare.append(os.dup(spare[0]))
+
+
 def _check_descriptors() -> None:
     """Raise OSError unless a process can be started within the limit of descriptors.
 
@@ -332,9 +339,7 @@ def _check_descriptors() -> None:
     """
     spare: list[int] = []
     try:
-        spare += os.pipe()
-        while len(spare) < _NEEDED_TO_START:
-            spare.append(os.dup(spare[0]))
+        _open_spare(spare)
     except OSError as error:
         raise OSError(
             error.errno, f"cannot start a worker, descriptors are short: {error.strerror}"

@@ -300,20 +300,24 @@ class Results(Iterator[T], Generic[T]):
         self._look_at = self._clock() + _LOOK
         try:
             resources.engine.advance()
-            while self._wants_more() and resources.engine.clock() >= self._pause:
-                try:
-                    outcome = resources.attempt(self._settings, self._work_now, self._held)
-                except Exception as error:
-                    self._submitted(_without_frames(error))
-                    continue
-                if outcome is None:
-                    break
-                if isinstance(outcome, Run):
-                    self._submitted(outcome)
-                else:
-                    self._pause = resources.engine.clock() + outcome
+            self._submit_each(resources)
         finally:
             resources.put_back(self._held)
+
+    def _submit_each(self, resources: Resources) -> None:
+        # A function of its own: see `callbacks._issue_queue`.
+        while self._wants_more() and resources.engine.clock() >= self._pause:
+            try:
+                outcome = resources.attempt(self._settings, self._work_now, self._held)
+            except Exception as error:
+                self._submitted(_without_frames(error))
+                continue
+            if outcome is None:
+                break
+            if isinstance(outcome, Run):
+                self._submitted(outcome)
+            else:
+                self._pause = resources.engine.clock() + outcome
 
     def _submit_and_wait(self) -> None:
         """Submit one chunk, waiting for gate and slot. Blocked at the deadline."""

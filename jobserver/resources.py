@@ -167,11 +167,7 @@ class Resources:
         suppressed: list[CallbackRaised] = []
         try:
             self.engine.advance()
-            while self.group.due:
-                try:
-                    issue_due(self.group)
-                except CallbackRaised as error:
-                    suppressed.append(error)
+            self._issue_all_due(suppressed)
         finally:
             self.close()
         for raised in suppressed:
@@ -183,6 +179,14 @@ class Resources:
         lost = sum(run.loses_callbacks for run in list(self.group.tracked))
         if lost:
             warnings.warn(lost_callbacks(lost), ResourceWarning, stacklevel=3)
+
+    def _issue_all_due(self, suppressed: list[CallbackRaised]) -> None:
+        # A function of its own: see `callbacks._issue_queue`.
+        while self.group.due:
+            try:
+                issue_due(self.group)
+            except CallbackRaised as error:
+                suppressed.append(error)
 
     def close(self) -> None:
         """Accept nothing more. What runs goes on; the slots are let go of when it is over."""

@@ -6,20 +6,23 @@ timer, at random instants, and by a trace function, at each line that is execute
 
 from __future__ import annotations
 
+import dis
 import os
 import random
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Callable, Optional
 
 import pytest
 
+import jobserver
 from jobserver import Future, Jobserver
 from tests.conftest import children_of
 from tests.processes import await_blocked, check_slots, run_program
@@ -374,3 +377,40 @@ def interrupt_many_callbacks(method: str) -> None:
 
 def test_callbacks_at_any_moment(method: str) -> None:
     run_program(interrupt_many_callbacks, method)
+
+
+# What has to be done by a `finally`, whenever an interrupt comes.
+ENDS_BY_FINALLY = {
+    "callbacks": {"issue", "_issue_all"},
+    "draining": {"drain"},
+    "engine": {"Engine.wait"},
+    "interrupts": {"shielded.restore"},
+    "launch": {"_check_descriptors"},
+    "mapping": {"Results._submit_what_can_be"},
+    "resources": {"Resources.exit"},
+}
+
+
+def codes_of(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes_of(constant)
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 13), reason="of CPython 3.13 only")
+@pytest.mark.parametrize("room", ENDS_BY_FINALLY)
+def test_no_jump_back_is_left_out_of_a_try(room: str) -> None:
+    """CPython 3.13 has the jump back of a loop that ends a `try` outside of it."""
+    path = Path(jobserver.__file__).with_name(f"{room}.py")
+    found = set()
+    for code in codes_of(compile(path.read_text(), str(path), "exec")):
+        bytecode: Any = dis.Bytecode(code)
+        entries = bytecode.exception_entries
+        before = None
+        for instruction in bytecode:
+            covered = any(each.start <= instruction.offset < each.end for each in entries)
+            if instruction.opname == "JUMP_BACKWARD" and before and not covered:
+                found.add(getattr(code, "co_qualname"))  # noqa: B009  # of Python 3.11
+            before = covered
+    assert not found & ENDS_BY_FINALLY[room]
