@@ -26,7 +26,7 @@ from . import credentials, forks, pickles, serving, wire
 from .channel import ResultChannel
 from .engine import Engine
 from .memory import open_unnamed
-from .parcels import Collector, file_of, pickled
+from .parcels import NO_SIGNAL, Collector, file_of, pickled, united
 from .protocols import Channel, Closed, Launcher, Post, Receiver, Servant, Slot, Task, Worker
 from .settings import Reuse
 
@@ -34,7 +34,6 @@ from .settings import Reuse
 # is sent, and it holds more than this (net.core.wmem_default: 212,992), so that no sender waits.
 _MOST_INLINE: Final = 1 << 15  # bytes
 
-_NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 
 _LONGEST: Final = (1 << 31) - 1  # milliseconds that poll(2) can wait
 
@@ -415,19 +414,18 @@ class _Request:
             content = pickled(task, f"start method {method!r} with reused workers")
         if len(fds) > serving.MOST_DESCRIPTORS - 1:
             raise ValueError(f"the work refers to more than {serving.MOST_DESCRIPTORS - 1} files")
-        in_file = bool(content.buffers) or content.size > _MOST_INLINE
-        header = serving.HEADER.pack(content.size, int(min(idle * 1000, _LONGEST)), in_file)
-        self._message: Final = header if in_file else b"".join((header, *content.stream))
         self._fds: Final[list[int]] = []
-        if in_file or fds:
-            self._attach(content if in_file else None, fds)
-
-    def _attach(self, content: Optional[pickles.Pickled], fds: list[int]) -> None:
-        """Have what is too large, and descriptors of its own, sent with the message."""
+        whole: pickles.Pickled = content
+        in_file = bool(content.buffers) or content.size > _MOST_INLINE
+        if in_file:
+            try:
+                self._fds.append(file_of(content))
+            except OSError:  # there is a limit, on memory or the sizes of files
+                in_file, whole = False, united(content)
+        header = serving.HEADER.pack(whole.size, int(min(idle * 1000, _LONGEST)), in_file)
+        self._message: Final = header if in_file else b"".join((header, *whole.stream))
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
-            if content is not None:
-                self._fds.append(file_of(content))
             for fd in fds:
                 # Of its own: whose the others are may close them before this is sent again.
                 self._fds.append(forks.duplicate(fd))
@@ -437,9 +435,11 @@ class _Request:
         """Whether a worker may get it; False when it has certainly gone."""
         try:
             if self._fds:
-                socket.send_fds(requests, [self._message], self._fds, _NO_SIGNAL)
+                sent = socket.send_fds(requests, [self._message], self._fds, NO_SIGNAL)
             else:
-                requests.send(self._message, _NO_SIGNAL)
+                sent = requests.send(self._message, NO_SIGNAL)
+            if sent < len(self._message):  # no file could hold it
+                requests.sendall(memoryview(self._message)[sent:], NO_SIGNAL)
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True

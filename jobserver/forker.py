@@ -32,7 +32,7 @@ from . import forks, serving, signals, worker
 from .bootstrap import fork_into
 from .interrupts import shielded
 from .launch import Child, ContextLauncher, Served, Unknown
-from .parcels import Collector, file_of, pickled
+from .parcels import Collector, Shipment, pickled
 from .protocols import Post, Servant, Task, Worker
 
 _NUMBER: Final = struct.Struct("q")
@@ -68,11 +68,13 @@ class Forker:
         """`protocols.Launcher.launch`. Raises ForkerLost when the forker has gone."""
         with Collector() as fds:
             content = pickled(task, "start method 'fork' beside a thread")
-        file = file_of(content)
+        shipment = Shipment(content)
         try:
-            return self._ask(_WORK, reply, file, *fds)
+            started = self._ask(_WORK, reply, shipment.fd, *fds)
+            shipment.send()
+            return started
         finally:
-            forks.close(file)
+            shipment.close()
 
     def hire(self, post: Post) -> Servant:
         """`protocols.Launcher.hire`. Raises ForkerLost when the forker has gone."""

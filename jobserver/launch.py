@@ -20,7 +20,7 @@ from multiprocessing.context import BaseContext, get_spawning_popen
 from typing import Callable, Final, Optional, cast
 
 from . import bootstrap, forks, forkservers, program, serving, signals, worker
-from .parcels import file_of, pickled
+from .parcels import Shipment, pickled
 from .protocols import Post, Servant, Task, Worker
 
 WORKER_NAME: Final = "Jobserver-worker"
@@ -196,7 +196,9 @@ class ContextLauncher:
             with forks.handing_over(reply, task.receipt):
                 return self.fork(worker.run_inherited, args)
         with contextlib.closing(_Parcel(task, self._method)) as parcel:
-            return self._start_afresh(worker.run_received, _Handed(reply), parcel)
+            started = self._start_afresh(worker.run_received, _Handed(reply), parcel)
+            parcel.send()
+            return started
 
     def hire(self, post: Post) -> Servant:
         """`protocols.Launcher.hire`."""
@@ -302,7 +304,7 @@ class _Handed:
 
 
 class _Parcel:
-    """The work on its way into a fresh process: pickled into a file when this is pickled.
+    """The work on its way into a fresh process: pickled when this is pickled.
 
     That happens in the middle of the start, because multiprocessing's own objects (and handles of
     this package) can be pickled only then.
@@ -311,18 +313,23 @@ class _Parcel:
     def __init__(self, task: Task, method: str) -> None:
         self._task = task
         self._method = method
-        self._file: Optional[int] = None
+        self._shipment: Optional[Shipment] = None
 
     def __reduce__(self) -> tuple[object, ...]:
         self.close()
-        self._file = file_of(pickled(self._task, f"start method {self._method!r}"))
-        return worker.arrived, (reduction.DupFd(self._file),)
+        self._shipment = Shipment(pickled(self._task, f"start method {self._method!r}"))
+        return worker.arrived, (reduction.DupFd(self._shipment.fd),)
+
+    def send(self) -> None:
+        """To be called once the process has started."""
+        assert self._shipment is not None, "the start has pickled this"
+        self._shipment.send()
 
     def close(self) -> None:
-        """Close the file; to be called once the process has started, or has not."""
-        if self._file is not None:
-            forks.close(self._file)
-            self._file = None
+        """To be called in the end, and when the process has not started."""
+        if self._shipment is not None:
+            self._shipment.close()
+            self._shipment = None
 
 
 def _open_spare(spare: list[int]) -> None:

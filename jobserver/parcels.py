@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Iterable, Sequence
 from multiprocessing import reduction
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 # An initializer that is larger is stored in a file: to send its descriptor along with each call
 # takes about as long as to copy so much.
 _SMALL: Final = 1 << 13  # bytes
+
+
+NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class Collector:
@@ -60,10 +65,12 @@ class NoForkLocks(reduction.ForkingPickler):
         return NotImplemented
 
 
-class _Parcel(pickles.Pickled):
+class Parcel(pickles.Pickled):
     """The pickle of what goes along with work."""
 
-    __slots__ = ()
+    __slots__ = ("first",)
+
+    first: tuple[object, ...]  # what the stream begins with
 
     pickler = reduction.ForkingPickler if sys.version_info >= (3, 11, 5) else NoForkLocks
 
@@ -72,11 +79,11 @@ class NotPicklable(TypeError):
     """The work cannot be pickled; the cause says why."""
 
 
-def pickled(task: Task, needed_by: str) -> pickles.Pickled:
+def pickled(task: Task, needed_by: str) -> Parcel:
     """The work as two pickles: see `worker.run_received`."""
     fn, args, kwargs = task.call[1:]
     plain = (task.call[0], fn, tuple(args), dict(kwargs))
-    whole = _Parcel()
+    whole = Parcel()
     try:
         whole.dump(plain)
     except Exception as cause:
@@ -85,8 +92,20 @@ def pickled(task: Task, needed_by: str) -> pickles.Pickled:
         ) from cause
     receipt = None if task.receipt < 0 else reduction.DupFd(task.receipt)
     beside = tuple(map(len, whole.buffers))
-    first = (tuple(task.env), task.held, receipt, beside, task.for_executor)
-    whole.put_first(pickle.dumps(first, pickle.HIGHEST_PROTOCOL))
+    whole.first = (tuple(task.env), task.held, receipt, beside, task.for_executor)
+    whole.put_first(pickle.dumps(whole.first, pickle.HIGHEST_PROTOCOL))
+    return whole
+
+
+def united(parcel: Parcel) -> pickles.Pickled:
+    """Such work with everything in the stream, for when there can be no file. Ends the other."""
+    first = parcel.stream.pop(0)
+    parcel.size -= len(first)
+    whole = parcel.united()
+    env, held, receipt, _, for_executor = parcel.first
+    beside: tuple[int, ...] = ()
+    first = pickle.dumps((env, held, receipt, beside, for_executor), pickle.HIGHEST_PROTOCOL)
+    whole.put_first(first)
     return whole
 
 
@@ -103,6 +122,41 @@ def pickling_error(refusal: NotPicklable) -> BaseException:
 def file_of(content: pickles.Pickled) -> int:
     """A file without a name that has this content, private to this process."""
     return _file(content.buffers, content.stream)
+
+
+class Shipment:
+    """Work for a new process: in a file, or through sockets where no file can hold it."""
+
+    def __init__(self, content: Parcel) -> None:
+        self._ours: Optional[socket.socket] = None
+        self._stream: list[bytes] = []
+        self.fd: int
+        try:
+            self.fd = file_of(content)
+        except OSError:  # there is a limit, on memory or the sizes of files
+            self._stream = united(content).stream
+            theirs, self._ours = forks.socketpair()
+            self.fd = theirs.detach()
+
+    def send(self) -> None:
+        """Once the process has started: send what is not in a file, as long as it lives."""
+        if self._ours is not None:
+            self._close_fd()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for part in self._stream:
+                    self._ours.sendall(part, NO_SIGNAL)
+
+    def close(self) -> None:
+        """To be called once the process has all, or has not started."""
+        self._close_fd()
+        if self._ours is not None:
+            forks.close(self._ours.detach())
+            self._ours = None
+
+    def _close_fd(self) -> None:
+        if self.fd >= 0:
+            forks.close(self.fd)
+            self.fd = -1
 
 
 def _file(buffers: Iterable[memoryview], stream: Sequence[bytes]) -> int:
@@ -137,7 +191,7 @@ class Initializer(worker.Initialize):
         return worker.Initialize, (self.key, worker.run_stored, call, self.preexec)
 
     def _store(self) -> tuple[Optional[bytes], tuple[int, ...]]:
-        content = _Parcel()
+        content = Parcel()
         # By a place in a list of its own: in that of a call, each call may have them elsewhere.
         with Collector() as fds:
             content.dump((self.initializer, self.initargs))

@@ -119,7 +119,8 @@ def _is_readable(requests: socket.socket, timeout: Optional[int]) -> bool:
 
 def receive(requests: socket.socket) -> Optional[Request]:
     """The next work; None when nobody will send any."""
-    data, fds, _, _ = socket.recv_fds(requests, _AT_ONCE, MOST_DESCRIPTORS, _CLOSE_ON_EXEC)
+    part, fds, _, _ = socket.recv_fds(requests, _AT_ONCE, MOST_DESCRIPTORS, _CLOSE_ON_EXEC)
+    data = bytearray(part)
     while data:
         if len(data) >= HEADER.size:
             size, idle, in_file = HEADER.unpack_from(data)
