@@ -52,7 +52,7 @@ def run(*command: str) -> None:
 
 
 def test_every_topic_has_its_example() -> None:
-    assert [path.name[:5] for path in EXAMPLES] == [f"ex{number:02}_" for number in range(1, 16)]
+    assert [path.name[:5] for path in EXAMPLES] == [f"ex{number:02}_" for number in range(1, 17)]
 
 
 @pytest.mark.thorough

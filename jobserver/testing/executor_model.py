@@ -301,6 +301,11 @@ class Map:
         return any(piece.state == "PENDING" for piece in self._submitted)
 
     @property
+    def has_more(self) -> bool:
+        """Whether some of it is not submitted yet."""
+        return bool(self._waiting)
+
+    @property
     def goes_on(self) -> bool:
         """Whether what is next can still be submitted."""
         return not self._waiting or self._model.refusal is None

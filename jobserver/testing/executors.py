@@ -576,8 +576,9 @@ class Executor(RuleBasedStateMachine):
         if awaited is None:
             what = what_comes_of(lambda: next(iterator))
         elif awaited in self.model.held and told.goes_on:
-            if told.has_pending:
-                # Its error would cancel them, on their way to the slot that has come free.
+            if told.has_pending or told.has_more:
+                # Its error would cancel what is pending, or just submitted, on its way to the slot
+                # that has come free.
                 ending = "returns"
             waiter = Elsewhere(lambda: next(iterator))
             self._end(awaited, ending)
