@@ -53,9 +53,10 @@ def test_a_descriptor_of_some_process_is_no_name(monkeypatch: pytest.MonkeyPatch
     os.close(write)
 
 
-def test_more_bytes_than_make_has_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with build(tmp_path, "fifo", b"x" * 100) as outer:
-        monkeypatch.setenv("MAKEFLAGS", outer.makeflags.replace("-j101", "-j4"))
+def test_more_bytes_than_make_has_tokens(tmp_path: Path) -> None:
+    # The fixture `monkeypatch` would put back what the build has set, after the build's end.
+    with build(tmp_path, "fifo", b"x" * 100) as outer, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAKEFLAGS", outer.makeflags.replace("-j101", "-j4"))
         assert "has 100 bytes, but -j4 no more than 3 tokens" in str(refusal())
         assert outer.tokens() == b"x" * 100
 
