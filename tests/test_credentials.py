@@ -94,7 +94,7 @@ def printed_by(tmp_path: Path, body: str, *args: object) -> str:
     lines = "".join(f"    {line}\n" for line in body.strip("\n").splitlines())
     program = f'{PRELUDE}\nif __name__ == "__main__":\n{lines}'
     # The directory of the test is root's alone.
-    for folder in (tmp_path, *tmp_path.parents[:3]):
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
         if folder != Path("/tmp"):
             folder.chmod(0o755)
     ended = run_script(tmp_path, program, *args, flags=("-W", "always"))
