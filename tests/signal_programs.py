@@ -143,5 +143,6 @@ def ignored_in_commands() -> None:
     of_host = subprocess.run(hosted, capture_output=True, check=True).stdout
     alone = subprocess.run(command, capture_output=True, check=True).stdout
     expected = sum(1 << (signum - 1) for signum in ignored)
-    assert int(alone.split()[1], 16) == expected
-    assert [here, there, of_host] == [alone] * 3
+    # Without 32 and 33, which the C library ignores in what its posix_spawn starts.
+    found = [int(each.split()[1], 16) & 0x7FFF_FFFF for each in (alone, here, there, of_host)]
+    assert found == [expected] * 4
