@@ -288,7 +288,7 @@ class Turn:
     def __init__(self, crew: Crew, request: _Request, reuse: Reuse, slot: Optional[Slot]) -> None:
         self.member: _Member
         self.answered = False  # and the worker stays
-        self.stillborn = False  # its last worker has ended before it began anything
+        self.stillborn: bool = False  # its last worker has ended before it began anything
         self._crew = crew
         self._request = request
         self._reuse = reuse

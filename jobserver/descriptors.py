@@ -36,7 +36,7 @@ class Travelling:
     __slots__ = ("fd",)
 
     def __init__(self, fd: int) -> None:
-        self.fd = -1  # if there is none to be had
+        self.fd: int = -1  # if there is none to be had
         self.fd = os.dup(fd)
 
     def __reduce__(self) -> tuple[object, ...]:

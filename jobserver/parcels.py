@@ -72,7 +72,9 @@ class Parcel(pickles.Pickled):
 
     first: tuple[object, ...]  # what the stream begins with
 
-    pickler = reduction.ForkingPickler if sys.version_info >= (3, 11, 5) else NoForkLocks
+    pickler: type[reduction.ForkingPickler] = (
+        reduction.ForkingPickler if sys.version_info >= (3, 11, 5) else NoForkLocks
+    )
 
 
 class NotPicklable(TypeError):
