@@ -187,20 +187,19 @@ def test_what_is_of_no_use_is_as_if_it_were_not_there(
 
 @pytest.mark.parametrize("makeflags", [None, "", "kw -- A=b"])
 def test_cargo_s_is_joined_where_there_is_no_other(
-    makeflags: Any, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    makeflags: Any, method: str, tmp_path: Path
 ) -> None:
-    with build(tmp_path, "pipe", b"++") as outer:
+    with build(tmp_path, "pipe", b"++") as outer, pytest.MonkeyPatch.context() as patch:
         auth = outer.makeflags.rpartition("=")[2]
         cargo = f"-j --jobserver-fds={auth} --jobserver-auth={auth}"
-        monkeypatch.setenv("CARGO_MAKEFLAGS", cargo)
+        patch.setenv("CARGO_MAKEFLAGS", cargo)
         if makeflags is None:
-            monkeypatch.delenv("MAKEFLAGS")
+            patch.delenv("MAKEFLAGS")
         else:
-            monkeypatch.setenv("MAKEFLAGS", makeflags)
+            patch.setenv("MAKEFLAGS", makeflags)
         with Jobserver(method) as js:
             check_slots(js, 3, tmp_path / "check")
         assert outer.tokens() == b"++"
-        monkeypatch.setenv("MAKEFLAGS", "")
 
 
 @pytest.mark.parametrize(
