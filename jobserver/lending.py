@@ -325,6 +325,6 @@ _WAIT_CODE: Final = threading.Condition.wait.__code__
 def _waits_for_a_thread(frame: Optional[FrameType]) -> bool:
     if frame is None or frame.f_code is not _WAIT_CODE:
         return False
-    # The lock is released by whoever notifies the thread, which is about to go on then.
+    # A notification releases the lock, and then the thread is about to go on.
     waiter: Union[threading.Lock, None] = frame.f_locals.get("waiter")
     return waiter is not None and waiter.locked()

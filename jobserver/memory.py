@@ -119,7 +119,7 @@ def send_files(over: int, files: Sequence[int], content: bytes) -> int:
 
 
 def receive_files(over: socket.socket, most: int) -> tuple[bytes, list[int]]:
-    """So many bytes at most from a socket, and the files that were sent with them.
+    """At most that many bytes from a socket, and the files that were sent with them.
 
     Does not wait: BlockingIOError when nothing has come. Fewer files come than were sent when this
     process has no descriptors for them.

@@ -98,7 +98,7 @@ class Pickled:
         origin: object = view.obj
         if isinstance(origin, memoryview):
             origin = origin.obj
-        # Whoever pickles bytes as a buffer gets bytes, and no view of them.
+        # A buffer that was pickled from bytes arrives as bytes, not as a view.
         if type(origin) in (bytes, bytearray) or not (view.readonly or len(view) >= LARGE):
             return True
         self.buffers.append(view)

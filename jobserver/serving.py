@@ -104,7 +104,7 @@ def _serve(reply: int, requests: socket.socket) -> None:
 
 
 def _is_readable(requests: socket.socket, timeout: Optional[int]) -> bool:
-    """Wait for so many milliseconds (None: without end)."""
+    """Wait for at most that many milliseconds (None: without end)."""
     if timeout is None:
         return True  # to receive waits as well
     requests.settimeout(timeout / 1000)

@@ -101,7 +101,7 @@ def _pipe() -> Optional[int]:
     """The write end of a pipe without readers; None where none can be opened later."""
     try:
         read, write = os.pipe()
-    except OSError:  # descriptors are short: whoever needs them more will say so
+    except OSError:  # descriptors are short: a later step that needs one says so
         return None
     os.close(read)
     try:

@@ -62,7 +62,7 @@ class Descriptor:
 
 
 class Received:
-    """A descriptor that came through a socket, for whoever wants it first."""
+    """A descriptor that came through a socket; the first to ask has it."""
 
     __slots__ = ("index",)
 

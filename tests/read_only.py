@@ -15,7 +15,7 @@ def numpy() -> Any:
 
 
 def frozen_ones(size: int) -> Any:
-    """A read-only array of so many bytes."""
+    """A read-only array of that many bytes."""
     array = numpy().ones(size // 8)
     array.flags.writeable = False
     return array

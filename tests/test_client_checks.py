@@ -164,7 +164,7 @@ def test_a_make_below_ours_that_has_its_own_rules(jobs: str, slots: int, tmp_pat
 
 
 def test_without_makeflags_nothing_of_ours_is_joined() -> None:
-    """Whoever clears them wants to be left alone."""
+    """A program that clears them wants no jobserver."""
     host = [sys.executable, "-m", "jobserver", "-j", "7", "--"]
     host += ["env", "-u", "MAKEFLAGS", "-u", "CARGO_MAKEFLAGS"]
     done = run_command([*host, sys.executable, "-c", STEP], "env", env=environment())

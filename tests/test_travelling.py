@@ -31,7 +31,7 @@ def open_here() -> int:
 
 @contextlib.contextmanager
 def no_more_than(count: int) -> Iterator[None]:
-    """This process has room for so many descriptors."""
+    """This process has room for that many descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.dup(0) for _ in range(count + 1)]
     try:
